@@ -1,0 +1,30 @@
+"""Backend: what produces tokens. The engine is one; an existing server behind us will be another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from specproxy.vocabulary import Delta, Submission
+
+
+class Backend(Protocol):
+    """Source of answers, named as policies name it."""
+
+    name: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether a submission would be worked on now."""
+        ...
+
+    def generate(self, submission: Submission) -> AsyncIterator[Delta]:
+        """Deltas of one sequence, the last with a finish reason. Closing the iterator aborts the sequence.
+
+        Raises EngineUnavailable when nothing can be served; errors of the sequence arrive as a Delta.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Abort what runs and free what is held."""
+        ...

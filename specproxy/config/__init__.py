@@ -1,0 +1,1 @@
+"""The start configuration: what is loaded, where it listens."""

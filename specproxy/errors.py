@@ -1,0 +1,166 @@
+"""Every error specproxy raises on purpose.
+
+    SpecproxyError
+    ├── StartError            the process cannot start: one message, non-zero exit
+    │   ├── ConfigError       start configuration
+    │   ├── ModelLoadError    target or drafter
+    │   └── PolicyError       policy files (file, line, key, expectation)
+    ├── WireError             a frame or a peer that does not speak our protocol
+    └── RequestError          becomes an HTTP answer in OpenAI's error form
+        ├── InvalidRequest            400
+        │   └── ContextTooLong        400 context_length_exceeded
+        ├── Unauthenticated           401 invalid_api_key
+        ├── NotFound                  404
+        │   └── ModelNotFound         404 model_not_found
+        ├── BodyTooLarge              413
+        ├── QueueFull                 429 rate_limit_exceeded, retry-after-ms
+        ├── EngineFailed              500
+        ├── Draining                  503, retry-after
+        ├── EngineUnavailable         503
+        └── TimedOut                  504
+
+Low layers raise the bare error; the edge adds request id and headers.
+"""
+
+from __future__ import annotations
+
+from specproxy.vocabulary import ErrorInfo
+
+
+class SpecproxyError(Exception):
+    """Base of the tree."""
+
+
+class StartError(SpecproxyError):
+    """specproxy cannot start. The message says what, where, what was expected, what to do."""
+
+
+class ConfigError(StartError):
+    """The start configuration is wrong."""
+
+
+class ModelLoadError(StartError):
+    """A target or drafter cannot be loaded."""
+
+
+class PolicyError(StartError):
+    """A policy set is wrong. ``problems`` has one line per fault: ``file:line: key: what, expected, what to do``."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class WireError(SpecproxyError):
+    """The peer sent something that is not a frame of this protocol version."""
+
+
+class RequestError(SpecproxyError):
+    """A request that gets an error answer. Class attributes are the OpenAI form; ``param`` names the field."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry: bool | None = None
+    """Value of x-should-retry; ``None`` leaves the decision to the client's own table."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        if code is not None:
+            self.code = code
+
+    def info(self) -> ErrorInfo:
+        """The error as data, for a frame or a body."""
+        return ErrorInfo(self.message, self.status, self.type, self.code, self.param)
+
+
+class InvalidRequest(RequestError):
+    """The request is malformed, or asks for something that is not supported."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextTooLong(InvalidRequest):
+    """Prompt and answer do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthenticated(RequestError):
+    """No key, or an unknown one."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotFound(RequestError):
+    """No such path or object."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    """The model is not served here."""
+
+    code = "model_not_found"
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class QueueFull(RequestError):
+    """More requests wait than the configured limit."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retry = True
+
+
+class EngineFailed(RequestError):
+    """This request failed in the engine, and would fail again."""
+
+    status = 500
+    retry = False
+
+
+class Draining(RequestError):
+    """The server is shutting down."""
+
+    status = 503
+    code = "draining"
+    retry = True
+
+
+class EngineUnavailable(RequestError):
+    """The engine is not there (yet)."""
+
+    status = 503
+    code = "engine_unavailable"
+    retry = True
+
+
+class TimedOut(RequestError):
+    """The request did not finish within its limit."""
+
+    status = 504
+    code = "timeout"
+    retry = False

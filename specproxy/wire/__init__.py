@@ -1,0 +1,1 @@
+"""The protocol between server and engine: typed frames over a Unix socket."""
