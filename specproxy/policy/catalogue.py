@@ -1,0 +1,86 @@
+"""Catalogue: the names that a policy may refer to, and what is known of what they stand for.
+
+Made from the start configuration alone (``specproxy policy check``), then sharpened by what the engine reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from specproxy.config.schema import StartConfig
+from specproxy.vocabulary import DrafterInfo, Exactness, ModelInfo, Numerics
+
+ENGINE = "engine"
+"""The backend that is our own engine."""
+
+AUTO = "auto"
+OFF = "off"
+RESERVED_NAMES = frozenset({AUTO, OFF, ENGINE})
+"""Words of the language: no drafter or upstream may have them as its name."""
+
+_ORDER = {"prediction": 0, "suffix": 1, "ngram": 2}
+"""Drafters that cost next to nothing go first; every model-based type comes after them."""
+
+
+class DrafterSpec(Struct, frozen=True):
+    """A drafter as policies see it. ``None``: not known before the engine has loaded it (``window``: the target's)."""
+
+    name: str
+    type: str
+    max_k: int | None = None
+    window: int | None = None
+    fingerprint: str = ""
+
+
+class Catalogue(Struct, frozen=True, kw_only=True):
+    """Declared drafters in the order that ``auto`` means, upstreams, and what the engine can do (``None``: unknown)."""
+
+    drafters: tuple[DrafterSpec, ...] = ()
+    upstreams: tuple[str, ...] = ()
+    exactness: Exactness | None = None
+    max_model_len: int | None = None
+
+    @classmethod
+    def from_config(cls, config: StartConfig) -> Catalogue:
+        """What the start configuration alone says."""
+        specs = [DrafterSpec(name, item.type, item.max_k) for name, item in config.drafters.items()]
+        length = config.model.max_model_len
+        return cls(
+            drafters=_ordered(specs),
+            upstreams=tuple(config.upstreams),
+            max_model_len=length if isinstance(length, int) else None,
+        )
+
+    def with_engine(
+        self, drafters: Sequence[DrafterInfo], numerics: Numerics | None = None, model: ModelInfo | None = None
+    ) -> Catalogue:
+        """The same with what the engine's Hello reports: the drafters that are loaded, and no others."""
+        specs = [DrafterSpec(d.name, d.type, d.max_k, d.window, d.fingerprint) for d in drafters]
+        return msgspec.structs.replace(
+            self,
+            drafters=_ordered(specs),
+            exactness=self.exactness if numerics is None else numerics.exactness,
+            max_model_len=self.max_model_len if model is None else model.max_model_len,
+        )
+
+    @property
+    def drafter_names(self) -> tuple[str, ...]:
+        """Names, cheapest first."""
+        return tuple(spec.name for spec in self.drafters)
+
+    @property
+    def backend_names(self) -> tuple[str, ...]:
+        """The engine and every upstream."""
+        return (ENGINE, *self.upstreams)
+
+    def drafter(self, name: str) -> DrafterSpec | None:
+        """The drafter called ``name``."""
+        return next((spec for spec in self.drafters if spec.name == name), None)
+
+
+def _ordered(specs: Iterable[DrafterSpec]) -> tuple[DrafterSpec, ...]:
+    """Cheapest first; declaration order among equals."""
+    return tuple(sorted(specs, key=lambda spec: _ORDER.get(spec.type, len(_ORDER))))
