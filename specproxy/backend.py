@@ -25,6 +25,11 @@ class Backend(Protocol):
         """
         ...
 
+    def finish(self, sequence_id: str) -> None:
+        """End a sequence early because its answer is complete (a stop string): its iterator yields one last Delta,
+        without tokens, with the counts so far where the backend has them. Unknown ids are ignored."""
+        ...
+
     async def close(self) -> None:
         """Abort what runs and free what is held."""
         ...

@@ -47,9 +47,14 @@ class Submit(Struct, tag="submit"):
 
 
 class Abort(Struct, tag="abort"):
-    """Forget this sequence; unknown ids are ignored. No frame about it follows."""
+    """Forget this sequence; unknown ids are ignored. No frame about it follows.
+
+    With ``report`` (a stop string ended the answer, so its counts still matter) exactly one last Delta without tokens
+    follows: ``finish_reason="abort"`` and ``stats``. If the sequence had just ended by itself, its own last Delta is it.
+    """
 
     id: str
+    report: bool = False
 
 
 class UpdateDecision(Struct, tag="update_decision"):
