@@ -1,0 +1,60 @@
+# Every target works on a fresh clone with make and Python >= 3.11, and again at once when nothing changed.
+#   SPECPROXY_TORCH=cpu|cuda   which build of torch to install (default: cuda where nvidia-smi lists a GPU, else cpu)
+#   PYTHON=/path/to/python     which Python makes the environment
+#   ARGS="..."                 more arguments for serve, bench, test, soak and identity
+
+SHELL := /bin/bash
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+SPECPROXY_TORCH ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
+RUN_STAMP := $(VENV)/.installed-$(SPECPROXY_TORCH)
+DEV_STAMP := $(VENV)/.installed-dev-$(SPECPROXY_TORCH)
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 14
+
+.PHONY: serve
+serve: $(RUN_STAMP) ## the proxy on http://127.0.0.1:8000/v1 with the bundled model and policies/
+	@exec $(BIN)/specproxy serve --policies policies $(ARGS)
+
+.PHONY: test
+test: $(DEV_STAMP) ## every test but those marked soak, gpu and identity_full; nothing may be fetched
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(DEV_STAMP) ## format, lint, strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: identity
+identity: $(DEV_STAMP) ## the whole route mix, speculation on against off, token by token
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m identity_full $(ARGS)
+
+.PHONY: soak
+soak: $(DEV_STAMP) ## minutes of mixed load with disconnects; memory must stay flat
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak $(ARGS)
+
+.PHONY: bench
+bench: $(RUN_STAMP) ## tokens/s, speculation on against off, per category, over HTTP
+	@$(BIN)/specproxy bench $(ARGS)
+
+.PHONY: install
+install: $(DEV_STAMP) ## the environment, with the tools for development
+
+.PHONY: clean
+clean: ## remove the environment, caches and build leftovers
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find specproxy kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN_STAMP): pyproject.toml constraints.txt scripts/install
+	@scripts/install $(VENV) $(SPECPROXY_TORCH)
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	@scripts/install $(VENV) $(SPECPROXY_TORCH) dev
+	@touch $@
