@@ -1,0 +1,1 @@
+"""Text: tokenizer, chat template, incremental detokenizer, stop strings. Needs ``tokenizers`` and ``jinja2`` only."""
