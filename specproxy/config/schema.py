@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Scalar = str | int | float | bool | None
+
+RESERVED_NAMES = frozenset({"auto", "off", "engine"})
+"""Words of the policy language: no drafter or upstream may have them as its name."""
 
 
 class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -15,29 +23,33 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     aliases: list[str] = []
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device: str = "auto"
-    tensor_parallel: int = 1
-    max_model_len: int | Literal["auto"] = "auto"
+    tensor_parallel: Count = 1
+    max_model_len: Count | Literal["auto"] = "auto"
     kv_memory: int | str = "auto"
-    max_sequences: int = 32
-    threads: int | Literal["auto"] = "auto"
+    max_sequences: Count = 32
+    threads: Count | Literal["auto"] = "auto"
     path_kind: Literal["auto", "fused", "transformers"] = "auto"
     trust_remote_code: bool = False
 
 
 class DrafterConfig(Struct, forbid_unknown_fields=False, kw_only=True):
-    """One drafter: a type of the registry, and the options that this type knows."""
+    """One drafter: a type of the registry, and in ``options`` every further key of its mapping.
+
+    Only the type knows its options: the registry refuses those that it does not.
+    """
 
     type: str
     path: str = ""
-    max_k: int | None = None
+    max_k: Annotated[int, Meta(ge=1, le=63)] | None = None
+    options: dict[str, Scalar] = {}
 
 
 class Timeouts(Struct, forbid_unknown_fields=True, kw_only=True):
     """Seconds."""
 
-    connect: float = 2.0
-    first_byte: float = 30.0
-    idle: float = 30.0
+    connect: Seconds = 2.0
+    first_byte: Seconds = 30.0
+    idle: Seconds = 30.0
 
 
 class UpstreamConfig(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -47,26 +59,26 @@ class UpstreamConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     key_env: str = ""
     models: dict[str, str] = {}
     timeouts: Timeouts = field(default_factory=Timeouts)
-    max_connections: int = 256
+    max_connections: Count = 256
 
 
 class ServerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     """The public listener. ``max_queue`` bounds requests that wait or run; sizes in MiB, times in seconds."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
-    max_queue: int = 256
-    max_body_mb: int = 16
-    keepalive_s: float = 15.0
-    drain_s: float = 30.0
-    body_timeout_s: float = 60.0
+    port: Port = 8000
+    max_queue: Count = 256
+    max_body_mb: Count = 16
+    keepalive_s: Seconds = 15.0
+    drain_s: Annotated[float, Meta(ge=0)] = 30.0
+    body_timeout_s: Seconds = 60.0
 
 
 class AdminConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     """The operator's listener."""
 
     host: str = "127.0.0.1"
-    port: int = 8001
+    port: Port = 8001
     key_env: str = "SPECPROXY_ADMIN_KEY"
 
 

@@ -18,9 +18,6 @@ ENGINE = "engine"
 
 AUTO = "auto"
 OFF = "off"
-RESERVED_NAMES = frozenset({AUTO, OFF, ENGINE})
-"""Words of the language: no drafter or upstream may have them as its name."""
-
 _ORDER = {"prediction": 0, "suffix": 1, "ngram": 2}
 """Drafters that cost next to nothing go first; every model-based type comes after them."""
 
