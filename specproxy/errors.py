@@ -6,6 +6,7 @@
     │   ├── ModelLoadError    target or drafter
     │   └── PolicyError       policy files (file, line, key, expectation)
     ├── WireError             a frame or a peer that does not speak our protocol
+    ├── BadLogits             a model answered with NaN
     └── RequestError          becomes an HTTP answer in OpenAI's error form
         ├── InvalidRequest            400
         │   └── ContextTooLong        400 context_length_exceeded
@@ -53,6 +54,14 @@ class PolicyError(StartError):
 
 class WireError(SpecproxyError):
     """The peer sent something that is not a frame of this protocol version."""
+
+
+class BadLogits(SpecproxyError):
+    """The target's logits hold NaN. ``rows``: which rows of the call; the others can be sampled without them."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(f"NaN among the logits of rows {rows}")
+        self.rows = rows
 
 
 class RequestError(SpecproxyError):
