@@ -25,13 +25,15 @@ ROOT = -1
 class Needs:
     """What the loop must provide. ``place``: where drafting runs. ``hidden``: indices of target layers whose outputs
     are captured. ``own_kv``: the drafter keeps KV in the page pool. ``window``: tokens of context it can see
-    (``None``: any). ``max_k``: drafted nodes per step at most."""
+    (``None``: any). ``max_k``: drafted nodes per step at most. ``prior``: for each confidence bucket that the drafter
+    reports, the share of drafts it expects to see accepted before anything was measured, 0 to 1."""
 
     place: Literal["host", "device"] = "host"
     hidden: tuple[int, ...] = ()
     own_kv: bool = False
     window: int | None = None
     max_k: int = MAX_TREE_NODES
+    prior: tuple[float, ...] = (0.7,)
 
 
 @dataclass
@@ -69,12 +71,17 @@ class DraftBatch:
     """Draft trees of R rows, at most N nodes each, preallocated.
 
     tokens[R, N], parents[R, N] int64, n[R] int64: nodes i < n[r] of row r; ``parents[r, i] < i``, ROOT for children of
-    the last committed token. Siblings stand in order of preference.
+    the last committed token. Siblings stand in order of preference. bucket[R] int64: how sure the drafter is of row r,
+    an index into its ``Needs.prior`` (0 where it does not tell rows apart).
     """
 
     tokens: np.ndarray
     parents: np.ndarray
     n: np.ndarray
+    bucket: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bucket = np.zeros_like(self.n)
 
     @classmethod
     def allocate(cls, rows: int, nodes: int) -> DraftBatch:
@@ -84,13 +91,15 @@ class DraftBatch:
     def clear(self, rows: int) -> None:
         """No drafts in the first ``rows`` rows."""
         self.n[:rows] = 0
+        self.bucket[:rows] = 0
 
-    def put_chain(self, row: int, tokens: Sequence[int]) -> None:
-        """Row ``row`` drafts the chain ``tokens``, cut to the batch's width."""
+    def put_chain(self, row: int, tokens: Sequence[int], bucket: int = 0) -> None:
+        """Row ``row`` drafts the chain ``tokens``, cut to the batch's width, with confidence ``bucket``."""
         n = min(len(tokens), self.tokens.shape[1])
         self.tokens[row, :n] = tokens[:n]
         self.parents[row, :n] = np.arange(-1, n - 1)
         self.n[row] = n
+        self.bucket[row] = bucket
 
 
 class Drafter(Protocol):
