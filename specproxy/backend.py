@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from specproxy.vocabulary import Delta, Submission
@@ -18,8 +18,8 @@ class Backend(Protocol):
         """Whether a submission would be worked on now."""
         ...
 
-    def generate(self, submission: Submission) -> AsyncIterator[Delta]:
-        """Deltas of one sequence, the last with a finish reason. Closing the iterator aborts the sequence.
+    def generate(self, submission: Submission) -> AsyncGenerator[Delta, None]:
+        """Deltas of one sequence, the last with a finish reason. Closing the generator aborts the sequence.
 
         Raises EngineUnavailable when nothing can be served; errors of the sequence arrive as a Delta.
         """

@@ -1,0 +1,111 @@
+"""``specproxy serve``: start the engine, then everything else, and say when requests are answered."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from specproxy.config.flags import add_config_flags, config_file, flag_settings
+from specproxy.config.keys import load_keys
+from specproxy.config.load import check_bind, load_start_config
+from specproxy.config.schema import StartConfig
+from specproxy.server.launch import Launch, launch
+
+if TYPE_CHECKING:
+    from specproxy.policy.watch import PolicyStore
+    from specproxy.wire.frames import Hello
+
+DESCRIPTION = """\
+Load a target model and its drafters, and answer OpenAI-compatible requests on http://HOST:PORT/v1.
+
+Without options it serves the bundled house model with its drafters and the policies in ./policies, on the
+loopback interface. Point any OpenAI SDK at it by changing base_url."""
+
+EPILOG = """\
+examples:
+  specproxy serve
+  specproxy serve --model Qwen/Qwen3-4B --drafter draft=draft_model:Qwen/Qwen3-0.6B --drafter ngram=ngram
+  specproxy serve --model /models/llama --policies /etc/specproxy/policies --port 9000
+  specproxy serve --host 0.0.0.0 --keys-file keys.txt --log-format json
+  specproxy serve --config specproxy.yaml --set server.max_queue=64 --set server.drain_s=60
+
+a drafter is NAME=TYPE or NAME=TYPE:PATH; NAME is what policies call it. Types: ngram, prediction, draft_model.
+SIGHUP reloads the policies (so does saving one), SIGTERM drains, a second one stops at once.
+GET /ready says what is loaded and how exact it is, GET /metrics is for Prometheus."""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="load a model and answer requests",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop. Raises StartError."""
+    config = load_start_config(config_file(args, os.environ), os.environ, flag_settings(args))
+    keys = load_keys(config.keys, os.environ)
+    check_bind(config, has_keys=len(keys) > 0)
+    started = launch(config)
+    try:
+        # Imported only now: it takes half a second, in which the engine is already loading.
+        from specproxy.server.main import run_server
+
+        return run_server(started, keys, Terminal(config, sys.stderr))
+    finally:
+        started.close()
+
+
+class Terminal:
+    """Tells a person how far the start is: one line that rewrites itself on a terminal, and a banner at the end.
+
+    Where the log is JSON, nothing is printed that is not JSON: the log says the same.
+    """
+
+    def __init__(self, config: StartConfig, out: TextIO) -> None:
+        self._config = config
+        self._out = out
+        self._silent = config.log.format == "json"
+        self._live = out.isatty() and not self._silent
+
+    def loading(self, elapsed_s: float, phase: str) -> None:
+        """Rewrite the progress line, where there is a terminal."""
+        if self._live:
+            line = f"  loading {self._config.model.path} … {elapsed_s:4.1f} s  {phase}"
+            self._out.write(f"\r\x1b[2K{line[:100]}")
+            self._out.flush()
+
+    def ready(self, launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: float) -> None:
+        """The banner."""
+        if self._live:
+            self._out.write("\r\x1b[2K")
+        if not self._silent:
+            self._out.write(banner(launch, hello, policies, elapsed_s))
+            self._out.flush()
+
+
+def banner(launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: float) -> str:
+    """What is served where, and how."""
+    numerics = hello.numerics
+    drafters = ", ".join(f"{d.name} ({d.type}, K ≤ {d.max_k})" for d in hello.drafters) or "none: nothing is drafted"
+    rows = [
+        ("url", launch.url),
+        ("model", f"{hello.model.name} · {numerics.dtype} on {numerics.device} · context {hello.model.max_model_len}"),
+        ("drafters", drafters),
+        ("exactness", f"{numerics.exactness} (rows {_span(numerics.widths)})"),
+        ("policies", f"{launch.config.policies} · revision {policies.current.hash[:12]}"),
+        ("ready in", f"{elapsed_s:.1f} s"),
+    ]
+    return "\n" + "".join(f"  {name:<10} {text}\n" for name, text in rows) + "\n"
+
+
+def _span(widths: list[int]) -> str:
+    return f"{min(widths)} to {max(widths)}" if len(widths) > 1 else ", ".join(map(str, widths))

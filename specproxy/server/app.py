@@ -1,0 +1,49 @@
+"""The aiohttp application: routes, layers, and the options without which aiohttp is wrong for this work."""
+
+from __future__ import annotations
+
+import socket
+
+from aiohttp import web
+
+from specproxy.server import status
+from specproxy.server.endpoint import chat, completions
+from specproxy.server.launch import BACKLOG
+from specproxy.server.layers import ONION, send_request_id
+from specproxy.server.state import STATE, State
+
+_LINGER_S = 3.0
+"""How long the rest of a refused body is read and thrown away, so that the client gets to read the refusal."""
+
+_KEEP_ALIVE_S = 75.0
+
+
+def build_app(state: State) -> web.Application:
+    """The application around ``state``. Bodies are read and bounded by ``body``, so aiohttp's own limit is off."""
+    app = web.Application(middlewares=ONION, client_max_size=0)
+    app[STATE] = state
+    app.on_response_prepare.append(send_request_id)
+    app.router.add_post("/v1/chat/completions", chat().answer)
+    app.router.add_post("/v1/completions", completions().answer)
+    app.router.add_get("/v1/models", status.models)
+    app.router.add_get("/v1/models/{name:.+}", status.model)
+    app.router.add_get("/health", status.health)
+    app.router.add_get("/ready", status.ready)
+    app.router.add_get("/metrics", status.metrics)
+    return app
+
+
+async def listen(app: web.Application, listener: socket.socket, shutdown_s: float = 1.0) -> web.AppRunner:
+    """Serve ``app`` on a bound socket. A handler is cancelled when its client goes away: aiohttp's default lets it
+    generate for nobody."""
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=_KEEP_ALIVE_S,
+        lingering_time=_LINGER_S,
+        shutdown_timeout=shutdown_s,
+    )
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    return runner

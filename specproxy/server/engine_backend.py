@@ -1,0 +1,222 @@
+"""The engine as a backend: owns the Unix socket, and carries every sequence over the death of an engine process.
+
+Prompt and received tokens of all that is in flight are kept here. When the link is lost nothing is told to the
+readers; when the next process says Hello, everything is submitted again with its received tokens as ``generated``, and
+the readers see a pause and the same text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+from typing import Literal, Protocol
+
+import structlog
+
+from specproxy.errors import EngineFailed, EngineUnavailable, ModelLoadError
+from specproxy.server.flight import Flight, is_last
+from specproxy.server.link import EngineLink
+from specproxy.vocabulary import Delta, Submission
+from specproxy.wire.frames import (
+    Abort,
+    Background,
+    DrafterChanged,
+    Failed,
+    Hello,
+    Stats,
+    Submit,
+    Tokens,
+    ToServer,
+)
+
+EngineState = Literal["loading", "ready", "restarting", "failed", "closed"]
+
+FINISH_GRACE_S = 5.0
+"""How long an answer that a stop string ended waits for its counts. One step is enough; a prefill in between is not."""
+
+
+class EngineObserver(Protocol):
+    """Who wants to know how the engine is."""
+
+    def engine_ready(self, hello: Hello) -> None:
+        """A process, the first or a later one, is ready to work."""
+        ...
+
+    def engine_lost(self) -> None:
+        """The ready process is gone."""
+        ...
+
+    def engine_stats(self, stats: Stats) -> None:
+        """What it reports about once a second."""
+        ...
+
+
+class EngineBackend:
+    """``Backend`` over the engine process, or over several of them one after another."""
+
+    name = "engine"
+
+    def __init__(self) -> None:
+        self.observers: list[EngineObserver] = []
+        self._flights: dict[str, Flight] = {}
+        self._link: EngineLink | None = None
+        self._server: asyncio.Server | None = None
+        self._first_hello: asyncio.Future[Hello] = asyncio.get_running_loop().create_future()
+        self._lost = asyncio.Event()
+        self.state: EngineState = "loading"
+        self.hello: Hello | None = None
+        self.problem = ""
+        self.delivered = 0
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Accept the engine on a bound Unix socket, which becomes ours."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: EngineLink(self), sock=listener)
+
+    @property
+    def ready(self) -> bool:
+        """Whether an engine process is connected and has said Hello."""
+        return self.state == "ready"
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences submitted and not ended."""
+        return len(self._flights)
+
+    async def wait_ready(self) -> Hello:
+        """The first Hello. Raises ModelLoadError when the engine cannot start."""
+        return await asyncio.shield(self._first_hello)
+
+    def expect(self) -> None:
+        """Another engine process is about to start."""
+        self._lost.clear()
+
+    async def wait_lost(self) -> None:
+        """Returns when the link of the current engine process is lost."""
+        await self._lost.wait()
+
+    async def generate(self, submission: Submission) -> AsyncGenerator[Delta, None]:
+        """Deltas of one sequence; see ``Backend``. Survives engine deaths."""
+        if self.hello is None or self.state in ("failed", "closed"):
+            raise EngineUnavailable(self.problem or "the engine is still loading", retry_after_s=1.0)
+        flight = self._flights[submission.id] = Flight(submission)
+        try:
+            self._submit(flight)
+            while True:
+                delta = await flight.take()
+                last = is_last(delta)
+                if last:
+                    del self._flights[submission.id]
+                yield delta
+                if last:
+                    return
+        finally:
+            if self._flights.get(submission.id) is flight:
+                del self._flights[submission.id]
+                if not flight.ended:
+                    self._send(Abort(submission.id))
+
+    def finish(self, sequence_id: str) -> None:
+        """End a sequence whose answer is complete; see ``Backend``."""
+        flight = self._flights.get(sequence_id)
+        if flight is None or flight.finishing or flight.ended:
+            return
+        flight.finishing = True
+        if self._link is None:
+            flight.push(Delta(sequence_id, finish_reason="abort"))
+            return
+        self._send(Abort(sequence_id, report=True))
+        asyncio.get_running_loop().call_later(FINISH_GRACE_S, self._finish_without_counts, flight)
+
+    async def close(self) -> None:
+        """Stop listening and drop the engine's connection, which ends the engine."""
+        self.state = "closed"
+        if self._server is not None:
+            self._server.close()
+        if self._link is not None:
+            self._link.cut()
+        self._fail_all(EngineUnavailable("the server is stopping"))
+
+    def give_up(self, message: str) -> None:
+        """No engine process will come back: fail what is in flight and refuse what follows."""
+        self.state = "failed"
+        self.problem = message
+        if not self._first_hello.done():
+            self._first_hello.set_exception(ModelLoadError(message))
+        self._fail_all(EngineUnavailable(message))
+
+    def on_frame(self, link: EngineLink, frame: ToServer) -> None:
+        """A frame of the engine; the hot one comes first."""
+        match frame:
+            case Tokens():
+                for delta in frame.deltas:
+                    flight = self._flights.get(delta.id)
+                    if flight is not None:
+                        self.delivered += len(delta.tokens)
+                        if flight.finishing:
+                            self._drop_overrun(delta)
+                        flight.push(delta)
+            case Stats():
+                for observer in self.observers:
+                    observer.engine_stats(frame)
+            case Hello():
+                self._welcome(link, frame)
+            case Failed():
+                self.problem = frame.message
+            case DrafterChanged():
+                structlog.get_logger().info("drafters changed", drafters=[d.name for d in frame.drafters])
+
+    def on_lost(self, link: EngineLink) -> None:
+        """The connection is gone: keep what is in flight for the next process, but for what keeps killing them."""
+        self._lost.set()
+        if link is not self._link:
+            return
+        self._link = None
+        if self.state == "ready":
+            self.state = "restarting"
+        for observer in self.observers:
+            observer.engine_lost()
+        for flight in list(self._flights.values()):
+            if flight.ended:
+                continue
+            if flight.finishing:
+                self._finish_without_counts(flight)
+            elif not flight.died():
+                flight.fail(EngineFailed("the engine died twice while it worked on this request").info())
+
+    def _welcome(self, link: EngineLink, hello: Hello) -> None:
+        self._link = link
+        self.hello = hello
+        self.state = "ready"
+        self.problem = ""
+        for observer in self.observers:
+            observer.engine_ready(hello)
+        if not self._first_hello.done():
+            self._first_hello.set_result(hello)
+        for flight in self._flights.values():
+            if not flight.ended:
+                self._submit(flight)
+
+    def _submit(self, flight: Flight) -> None:
+        submission = flight.resumed()
+        self._send(Background(submission) if submission.work == "background" else Submit(submission))
+
+    def _send(self, frame: Submit | Background | Abort) -> None:
+        if self._link is not None:
+            self._link.send(frame)
+
+    def _finish_without_counts(self, flight: Flight) -> None:
+        if self._flights.get(flight.submission.id) is flight and not flight.ended:
+            self._send(Abort(flight.submission.id))
+            flight.push(Delta(flight.submission.id, finish_reason="abort"))
+
+    def _drop_overrun(self, delta: Delta) -> None:
+        """Tokens behind a stop string were on their way when the engine was told; nobody asked for them."""
+        delta.tokens = []
+        delta.logprobs = None
+
+    def _fail_all(self, error: EngineUnavailable) -> None:
+        for flight in self._flights.values():
+            if not flight.ended:
+                flight.fail(error.info())

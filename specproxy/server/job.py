@@ -1,0 +1,125 @@
+"""One request, decided: what is generated, on which backend, and how the answer grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from specproxy.backend import Backend
+from specproxy.errors import InvalidRequest
+from specproxy.policy.facts import extract_facts
+from specproxy.policy.policy import Verdict
+from specproxy.server.accounting import Account
+from specproxy.server.api import Answer, AnswerMeta, ParsedRequest, draw_seed
+from specproxy.server.disclosure import decision_headers, exactness_of, what_happened
+from specproxy.server.flight import is_last
+from specproxy.server.generation import Generation
+from specproxy.server.state import Served, State
+from specproxy.vocabulary import Decision, Delta, SequenceStats, Submission
+
+_ID_PREFIX = {"chat": "chatcmpl-", "completions": "cmpl-"}
+
+
+@dataclass
+class Job:
+    """A decided request. ``submissions[i]`` is choice i of ``answer``; ``deadline`` on the perf_counter clock."""
+
+    backend: Backend
+    submissions: Sequence[Submission]
+    answer: Answer
+    account: Account
+    headers: dict[str, str]
+    deadline: float | None
+    stats: dict[int, SequenceStats] = field(default_factory=dict)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.perf_counter())
+
+    def take(self, generation: Generation, index: int, delta: Delta) -> bytes:
+        """Add a delta to the answer; the bytes to stream for it. Raises RequestError when it reports one."""
+        if delta.stats is not None:
+            self.stats[index] = delta.stats
+        pushed = self.answer.push(index, delta)
+        self.account.tokens(index, pushed.tokens)
+        if pushed.done and not is_last(delta):
+            generation.finish(index)
+        return pushed.data
+
+    def finish(self) -> bytes:
+        """The rest of the stream, or the body. Fills in the record."""
+        self.book()
+        record = self.account.record
+        record.finish_reasons = list(self.answer.finish_reasons)
+        record.completion_tokens = self.answer.completion_tokens
+        return self.answer.finish(self.disclose())
+
+    def book(self) -> None:
+        """Put what the engine reported into the record; once, however the request ends."""
+        self.account.add_stats(self.stats.values())
+        self.stats.clear()
+
+    def disclose(self) -> dict[str, Any]:
+        """The ``specproxy`` object."""
+        return what_happened(self.account.record)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the connection says of a request. ``serial`` is ours and unique, whatever id the client sent."""
+
+    headers: dict[str, str]
+    key_id: str
+    serial: str
+
+
+def plan(state: State, served: Served, parsed: ParsedRequest, account: Account, origin: Origin) -> Job:
+    """Let the policy decide, and prepare everything that follows from it.
+
+    Raises InvalidRequest where a limit of the route is exceeded, or an override is not allowed.
+    """
+    facts = extract_facts(
+        parsed.path,
+        origin.headers,
+        parsed.body,
+        api_key=origin.key_id,
+        prompt_tokens=parsed.prompt_tokens,
+        load=state.admission.depth,
+    )
+    verdict: Verdict = state.policies.decide(facts)
+    decision = verdict.decision
+    hello = served.hello
+    seed = parsed.seed if parsed.seed is not None else draw_seed()
+    account.decided(decision, model=parsed.model, seed=seed, stream=parsed.stream, prompt_tokens=parsed.prompt_tokens)
+    account.record.exactness = exactness_of(decision, hello)
+    account.record.key_id = origin.key_id
+    identity = _ID_PREFIX[parsed.endpoint] + origin.serial
+    timeout_s = verdict.limits.timeout_s
+    return Job(
+        backend=_backend(state, decision),
+        submissions=parsed.submissions(
+            decision,
+            seed,
+            salt=origin.key_id,
+            id_prefix=origin.serial,
+            default_max_tokens=verdict.limits.max_tokens,
+        ),
+        answer=parsed.answer(AnswerMeta(identity, int(time.time()), served.fingerprint)),
+        account=account,
+        headers=decision_headers(decision, seed, hello),
+        deadline=None if timeout_s is None else account.started + timeout_s,
+    )
+
+
+def _backend(state: State, decision: Decision) -> Backend:
+    """The first backend of the decision that can be used. Upstreams are declared but not driven yet."""
+    if state.backend.name in decision.backends:
+        return state.backend
+    raise InvalidRequest(
+        f'route "{decision.route}" sends this request to upstream "{decision.backends[0]}", and this version of '
+        "specproxy does not forward to upstreams yet; add engine to the route's backend",
+        code="backend_not_supported",
+    )

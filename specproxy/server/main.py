@@ -1,0 +1,187 @@
+"""The server process from start to end: load, serve, reload, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import prometheus_client
+import structlog
+import uvloop
+
+from specproxy.config.keys import KeyRing
+from specproxy.errors import Draining
+from specproxy.policy.catalogue import Catalogue
+from specproxy.policy.watch import PolicyStore
+from specproxy.server.admission import Admission
+from specproxy.server.api import ApiContext
+from specproxy.server.app import build_app, listen
+from specproxy.server.engine_backend import EngineBackend
+from specproxy.server.launch import Launch
+from specproxy.server.logs import configure_logs, engine_line
+from specproxy.server.metrics import Metrics
+from specproxy.server.model_folder import fetched_folder, local_folder
+from specproxy.server.state import Served, State
+from specproxy.server.supervisor import Supervisor
+from specproxy.wire.frames import Hello, Stats
+
+_TICK_S = 0.1
+
+
+class Announcer(Protocol):
+    """Tells the person at the terminal how far the start is."""
+
+    def loading(self, elapsed_s: float, phase: str) -> None:
+        """Still loading; ``phase`` is what the engine said last. Called about ten times a second."""
+        ...
+
+    def ready(self, launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: float) -> None:
+        """Requests are answered from now on."""
+        ...
+
+
+def run_server(launch: Launch, keys: KeyRing, announcer: Announcer) -> int:
+    """Serve until a signal says stop; the exit code. Raises StartError when there is nothing to serve."""
+    configure_logs(launch.config.log)
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Server(launch, keys, announcer).run())
+
+
+class Server:
+    """Wires the parts and sees them through their life. Observes the engine for the parts that depend on it."""
+
+    def __init__(self, launch: Launch, keys: KeyRing, announcer: Announcer) -> None:
+        self._launch = launch
+        self._announcer = announcer
+        self._stopping = asyncio.Event()
+        self._phase = ""
+        config = launch.config
+        self._catalogue = Catalogue.from_config(config)
+        metrics = Metrics()
+        backend = EngineBackend()
+        self._state = State(
+            config=config,
+            keys=keys,
+            policies=PolicyStore(Path(config.policies), self._catalogue),
+            backend=backend,
+            metrics=metrics,
+            admission=Admission(config.server.max_queue),
+        )
+        metrics.queue_limit.set(config.server.max_queue)
+        backend.observers += [metrics, self]
+        self._supervisor = Supervisor(backend, launch.start_again, launch.process, self._engine_said)
+
+    async def run(self) -> int:
+        """Start, serve, drain. Raises StartError."""
+        state, backend = self._state, self._state.backend
+        self._handle_signals()
+        async with contextlib.AsyncExitStack() as stack:
+            await backend.listen(self._launch.engine_listener)
+            supervision = asyncio.create_task(self._supervisor.run())
+            stack.push_async_callback(_cancelled, supervision)
+            stack.push_async_callback(backend.close)
+            runner = await listen(build_app(state), self._launch.listener)
+            stack.push_async_callback(runner.cleanup)
+            if not await self._load():
+                return 0
+            watching = asyncio.create_task(state.policies.watch())
+            stack.push_async_callback(_cancelled, watching)
+            await self._stopping.wait()
+            await self._drain()
+        return 0
+
+    async def _load(self) -> bool:
+        """Until the engine is ready and the tokenizer read; False when told to stop meanwhile."""
+        config, state = self._launch.config, self._state
+        folder = local_folder(config.model.path)
+        early = asyncio.create_task(asyncio.to_thread(ApiContext.load, folder, "", 0)) if folder else None
+        hello_task = asyncio.ensure_future(state.backend.wait_ready())
+        while not hello_task.done() and not self._stopping.is_set():
+            await asyncio.wait({hello_task}, timeout=_TICK_S)
+            self._announcer.loading(time.monotonic() - self._launch.started, self._phase)
+        if not hello_task.done():
+            hello_task.cancel()
+            return False
+        hello = await hello_task
+        parts = await early if early else await asyncio.to_thread(_fetched_context, config.model.path)
+        context = replace(
+            parts,
+            name=config.model.name or hello.model.name,
+            aliases=tuple(config.model.aliases),
+            max_model_len=hello.model.max_model_len,
+        )
+        state.metrics.add_vllm_names(context.name)
+        state.served = Served(context, hello, int(time.time()))
+        # What is loaded now stays to the end: collections need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._announcer.ready(self._launch, hello, state.policies, time.monotonic() - self._launch.started)
+        return True
+
+    async def _drain(self) -> None:
+        """Let answers end, up to drain_s seconds; cut what is left then."""
+        state = self._state
+        state.draining = True
+        log = structlog.get_logger()
+        log.info("draining", in_flight=state.admission.depth, limit_s=self._launch.config.server.drain_s)
+        self._stopping.clear()
+        await _first_of(
+            state.admission.wait_idle(), self._stopping.wait(), timeout_s=self._launch.config.server.drain_s
+        )
+        if state.admission.depth:
+            log.warning("cut off by the end of the drain", in_flight=state.admission.depth)
+            for generation in list(state.active):
+                generation.fail(Draining("the server is shutting down"))
+            await asyncio.sleep(_TICK_S)
+
+    def engine_ready(self, hello: Hello) -> None:
+        """A later process may report other numerics; policies may only name what is loaded."""
+        state = self._state
+        if state.served is not None:
+            state.served = replace(state.served, hello=hello)
+        state.policies.use(self._catalogue.with_engine(hello.drafters, hello.numerics, hello.model))
+
+    def engine_lost(self) -> None:
+        """Nothing to do: the backend carries the sequences over."""
+
+    def engine_stats(self, stats: Stats) -> None:
+        """Nothing to do: the metrics book them."""
+
+    def _engine_said(self, line: str) -> None:
+        self._phase = line.removeprefix("engine: ")
+        engine_line(line)
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._state.policies.reload)
+
+
+async def _first_of(*waits: Coroutine[None, None, object], timeout_s: float) -> None:
+    """Until one of them returns, or the time is up; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel a task and see it end."""
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        pass  # That is what was asked.
+
+
+def _fetched_context(path: str) -> ApiContext:
+    return ApiContext.load(fetched_folder(path), "", 0)

@@ -1,0 +1,62 @@
+"""What the handlers share, in one place with types."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from specproxy.config.keys import KeyRing
+from specproxy.config.schema import StartConfig
+from specproxy.errors import EngineUnavailable
+from specproxy.policy.watch import PolicyStore
+from specproxy.server.accounting import Account
+from specproxy.server.admission import Admission
+from specproxy.server.api import ApiContext
+from specproxy.server.engine_backend import EngineBackend
+from specproxy.server.generation import Generation
+from specproxy.server.metrics import Metrics
+from specproxy.wire.frames import Hello
+
+
+@dataclass
+class Served:
+    """What exists once the engine has said Hello. ``created``: Unix seconds."""
+
+    context: ApiContext
+    hello: Hello
+    created: int
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's ``system_fingerprint``: a short constant for all that may change an answer, so not the policy."""
+        parts = f"{self.hello.model.fingerprint}/{self.hello.numerics.fingerprint}"
+        return "fp_" + hashlib.blake2b(parts.encode(), digest_size=5).hexdigest()
+
+
+@dataclass
+class State:
+    """The application's parts. ``served`` is ``None`` while the model loads; ``active`` is what a drain waits for."""
+
+    config: StartConfig
+    keys: KeyRing
+    policies: PolicyStore
+    backend: EngineBackend
+    metrics: Metrics
+    admission: Admission
+    served: Served | None = None
+    draining: bool = False
+    active: set[Generation] = field(default_factory=set)
+
+    def need_served(self) -> Served:
+        """What is served. Raises EngineUnavailable while it loads."""
+        if self.served is None:
+            raise EngineUnavailable(self.backend.problem or "the model is still loading", retry_after_s=1.0)
+        return self.served
+
+
+STATE: web.AppKey[State] = web.AppKey("state", State)
+REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+KEY_ID: web.RequestKey[str] = web.RequestKey("key_id", str)
+ACCOUNT: web.RequestKey[Account] = web.RequestKey("account", Account)
