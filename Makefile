@@ -12,6 +12,8 @@ RUN_STAMP := $(VENV)/.installed-$(SPECPROXY_TORCH)
 DEV_STAMP := $(VENV)/.installed-dev-$(SPECPROXY_TORCH)
 
 export PYTHONUNBUFFERED := 1
+# Ours alone: specproxy takes every SPECPROXY_ variable for a setting.
+unexport SPECPROXY_TORCH
 
 .PHONY: help
 help: ## this list

@@ -1,0 +1,62 @@
+"""The engine alone: its loop in this process, without server, socket or event loop."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from specproxy.bench.client import Answer
+from specproxy.config.schema import EngineConfig, StartConfig
+from specproxy.server.api.context import ApiContext
+from specproxy.vocabulary import Delta, Submission
+
+if TYPE_CHECKING:
+    from specproxy.engine.loop import Engine
+
+
+class AloneEngine:
+    """Runs submissions to their end on the calling thread; ``load`` makes one. ``context`` parses requests for it."""
+
+    def __init__(self, engine: Engine, context: ApiContext) -> None:
+        self._engine = engine
+        self.context = context
+
+    @classmethod
+    def load(cls, config: StartConfig, note: Callable[[str], None]) -> AloneEngine:
+        """Load the target of ``config``, without drafters. Raises StartError."""
+        from specproxy.engine.assemble import assemble
+        from specproxy.models.loading import find_model
+
+        assembled = assemble(EngineConfig(socket="", model=config.model, drafters={}, log=config.log), note)
+        model = assembled.model
+        context = ApiContext.load(find_model(config.model.path, "target"), model.name, model.max_model_len)
+        gc.collect()
+        gc.freeze()
+        return cls(assembled.engine, context)
+
+    def answer(self, submissions: Sequence[Submission]) -> list[Answer]:
+        """Answer all at once; times run from the moment at which all were handed in."""
+        answers = {submission.id: Answer() for submission in submissions}
+        for submission in submissions:
+            self._engine.submit(submission)
+        started = time.perf_counter()
+        while any(answer.finish_reason is None and answer.error is None for answer in answers.values()):
+            deltas = self._engine.step()
+            now = time.perf_counter() - started
+            for delta in deltas:
+                _take(answers[delta.id], delta, now)
+        return list(answers.values())
+
+
+def _take(answer: Answer, delta: Delta, now: float) -> None:
+    if delta.error is not None:
+        answer.error = delta.error.message
+        return
+    if delta.tokens:
+        answer.ttft_s = answer.ttft_s or now
+        answer.total_s = now
+    answer.token_ids += delta.tokens
+    answer.tokens = len(answer.token_ids)
+    answer.finish_reason = delta.finish_reason or answer.finish_reason

@@ -1,0 +1,66 @@
+"""Arms: the ways in which every prompt is answered and timed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from specproxy.errors import StartError
+
+OFF = "off"
+OFF_NUMERIC = "off-numeric"
+POLICY = "policy"
+
+_WISH = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(;k=[1-9][0-9]*)?")
+
+
+class Arm(Struct, frozen=True):
+    """One way of answering. ``wish``: value of the override header; ``None`` leaves the choice to the policy.
+    ``numeric``: served by the server that may answer with other last bits. ``peer``: not by us, but by transformers.
+    """
+
+    name: str
+    wish: str | None
+    numeric: bool = False
+    peer: bool = False
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing is drafted: the others are measured against this."""
+        return self.name in (OFF, OFF_NUMERIC)
+
+
+def parse_arm(text: str) -> Arm:
+    """An arm as named on the command line: ``off``, ``policy``, ``auto``, ``NAME`` or ``NAME;k=N``.
+
+    Raises StartError on anything else.
+    """
+    name = text.strip()
+    if name == OFF_NUMERIC:
+        return Arm(name, OFF, numeric=True)
+    if name == POLICY:
+        return Arm(name, None)
+    if _WISH.fullmatch(name) is None:
+        raise StartError(f"--arms: {text!r} is not an arm; expected off, policy, auto, a drafter, or DRAFTER;k=N")
+    return Arm(name, name)
+
+
+def parse_arms(texts: Sequence[str], *, numeric: bool) -> list[Arm]:
+    """The arms of a run, without repetition; ``off`` is always among them, first, and ``off-numeric`` with it where
+    such a server runs."""
+    wanted = [Arm(OFF, OFF)]
+    if numeric:
+        wanted.append(Arm(OFF_NUMERIC, OFF, numeric=True))
+    wanted += [parse_arm(text) for text in texts]
+    return list({arm.name: arm for arm in wanted}.values())
+
+
+def order(arms: Sequence[Arm], turn: int) -> list[Arm]:
+    """The arms in the order of turn ``turn``: rotated by one each turn, and backwards every second round, so that
+    each arm stands equally often early and late and follows each of the others."""
+    n = len(arms)
+    start = turn % n
+    rotated = [*arms[start:], *arms[:start]]
+    return rotated[::-1] if (turn // n) % 2 else rotated

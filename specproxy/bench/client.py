@@ -1,0 +1,154 @@
+"""A client that times: streams one answer and notes when its tokens came, and what the server says of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from specproxy.bench.arms import Arm
+from specproxy.bench.records import Record
+from specproxy.errors import StartError
+
+IDLE_S = 300.0
+"""Seconds without a byte after which a request counts as failed."""
+
+_LINE_LIMIT = 4 * 2**20
+
+
+class Answer(Struct):
+    """One answer. Times in seconds since the request was sent: ``ttft_s`` to the first token's arrival, ``total_s``
+    to the last. ``steps``, ``drafted`` and ``accepted`` as the server reports them; ``error`` when there is no
+    answer."""
+
+    tokens: int = 0
+    token_ids: list[int] = []
+    text: str = ""
+    finish_reason: str | None = None
+    ttft_s: float = 0.0
+    total_s: float = 0.0
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    error: str | None = None
+
+    def same_as(self, other: Answer) -> bool:
+        """Whether both say exactly the same: token ids, text and finish reason."""
+        mine = (self.token_ids, self.text, self.finish_reason)
+        return mine == (other.token_ids, other.text, other.finish_reason) and self.error is None
+
+
+class Client:
+    """Asks one server. ``salt`` keeps arms and repeats from finding each other's prompts in the prefix cache."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
+        self._session = session
+        self._url = url
+        self._model = model
+
+    async def answer(self, record: Record, arm: Arm, *, max_tokens: int, salt: str, greedy: bool = False) -> Answer:
+        """Stream one answer. A refused or broken request comes back as an Answer with an error, never raised."""
+        body = record.body | {
+            "model": self._model,
+            "seed": record.seed,
+            "max_completion_tokens": max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+            "cache_salt": salt,
+        }
+        if greedy:
+            body["temperature"] = 0.0
+        headers = {} if arm.wish is None else {"x-specproxy-speculate": arm.wish}
+        answer = Answer()
+        started = time.perf_counter()
+        try:
+            async with self._session.post(f"{self._url}/chat/completions", json=body, headers=headers) as response:
+                if response.status != 200:
+                    return Answer(error=f"{response.status}: {error_message(await response.read())}")
+                async for chunk in events(response):
+                    _take(answer, chunk, time.perf_counter() - started)
+        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+            answer.error = f"{type(error).__name__}: {error}"
+        if answer.error is None and answer.finish_reason is None:
+            answer.error = "the stream ended without a finish reason"
+        return answer
+
+
+def make_session(api_key: str | None, concurrency: int) -> aiohttp.ClientSession:
+    """A session that never queues or cuts off a request by itself."""
+    return aiohttp.ClientSession(
+        headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+        connector=aiohttp.TCPConnector(limit=concurrency),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=IDLE_S),
+        read_bufsize=_LINE_LIMIT,
+    )
+
+
+async def served_model(session: aiohttp.ClientSession, url: str) -> str:
+    """The first model that the server lists. Raises StartError where nothing usable answers."""
+    try:
+        async with session.get(f"{url}/models") as response:
+            raw = await response.read()
+            if response.status != 200:
+                raise StartError(f"{url}/models answered {response.status}: {error_message(raw)}")
+            return str(msgspec.json.decode(raw)["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise StartError(f"no server answers at {url}: {error}") from None
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        raise StartError(f"{url}/models does not list a model as the OpenAI API does") from None
+
+
+async def readiness(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    """What ``/ready`` says beside ``url`` (which ends in /v1); empty for a server that has no such page."""
+    try:
+        async with session.get(f"{url.removesuffix('/v1')}/ready") as response:
+            found = msgspec.json.decode(await response.read())
+    except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The JSON events of a stream, up to ``[DONE]``."""
+    async for line in response.content:
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return
+        yield msgspec.json.decode(data)
+
+
+def error_message(raw: bytes) -> str:
+    """The message of an OpenAI error body, or the body's beginning where it is something else."""
+    try:
+        return str(msgspec.json.decode(raw)["error"]["message"])
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        return raw[:200].decode(errors="replace")
+
+
+def _take(answer: Answer, chunk: dict[str, Any], now: float) -> None:
+    """One event of the stream, arrived ``now`` seconds after the request."""
+    if "error" in chunk:
+        answer.error = str(chunk["error"].get("message"))
+        return
+    for choice in chunk.get("choices") or ():
+        text = (choice.get("delta") or {}).get("content") or ""
+        ids = choice.get("token_ids") or []
+        if text or ids:
+            answer.ttft_s = answer.ttft_s or now
+        answer.text += text
+        answer.token_ids += ids
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+        answer.total_s = now
+    if usage := chunk.get("usage"):
+        answer.tokens = usage["completion_tokens"]
+    if ours := chunk.get("specproxy"):
+        answer.steps = ours.get("steps", 0)
+        answer.drafted = ours.get("drafted", 0)
+        answer.accepted = ours.get("accepted", 0)

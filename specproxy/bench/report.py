@@ -1,0 +1,82 @@
+"""What a person reads (tables) and what a program reads (one line of JSON)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from specproxy.bench.arms import OFF
+from specproxy.bench.stats import Ratio
+from specproxy.bench.summary import ArmSummary, CategorySummary
+
+
+def print_report(console: Console, summaries: Sequence[CategorySummary], notes: Sequence[str]) -> None:
+    """One table of all categories and arms, then the notes that belong to the numbers."""
+    table = Table(title="specproxy bench", title_justify="left")
+    table.add_column("category")
+    table.add_column("arm")
+    for name in ("tok/s", "ratio", "95 % interval", "spread p10-p90", "TTFT p50", "p95", "len", "accept", "identical"):
+        table.add_column(name, justify="right")
+    for summary in summaries:
+        for row, arm in enumerate(summary.arms):
+            label = f"{summary.category} ({summary.prompts})" if row == 0 else ""
+            table.add_row(label, escape(arm.arm), *_cells(arm), end_section=row == len(summary.arms) - 1)
+    console.print(table)
+    for note in [*notes, *faults(summaries)]:
+        console.print(escape(note), highlight=False, soft_wrap=True)
+
+
+def to_json(summaries: Sequence[CategorySummary], facts: dict[str, Any]) -> str:
+    """The whole report as one line; intervals without an end are null."""
+    return msgspec.json.encode({**facts, "categories": summaries}).decode()
+
+
+def faults(summaries: Sequence[CategorySummary]) -> list[str]:
+    """Every category and arm with failed requests or with answers that differ from plain decoding."""
+    lines = []
+    for summary in summaries:
+        for arm in summary.arms:
+            if arm.failed:
+                lines.append(
+                    f"{summary.category}, {arm.arm}: {arm.failed} of {arm.requests} requests failed: {arm.error}"
+                )
+            if arm.identical < arm.compared:
+                missed = arm.compared - arm.identical
+                lines.append(
+                    f"{summary.category}, {arm.arm}: {missed} answers differ from plain: {arm.first_difference}"
+                )
+    return lines
+
+
+def _cells(arm: ArmSummary) -> list[str]:
+    ratio, interval, spread = ("-", "-", "-") if arm.arm == arm.baseline else _ratio_cells(arm.ratio)
+    identical = "-" if arm.arm == OFF or not arm.compared else f"{arm.identical}/{arm.compared}"
+    if arm.arm != OFF and arm.compared:
+        identical = f"yes ({identical})" if arm.identical == arm.compared else f"NO ({identical})"
+    return [
+        f"{arm.tokens_per_s:.1f}",
+        ratio,
+        interval,
+        spread,
+        _number(arm.ttft_p50_ms, "{:.1f} ms"),
+        _number(arm.ttft_p95_ms, "{:.1f} ms"),
+        _number(arm.accepted_length, "{:.2f}"),
+        _number(arm.acceptance, "{:.1%}"),
+        identical,
+    ]
+
+
+def _ratio_cells(ratio: Ratio | None) -> tuple[str, str, str]:
+    if ratio is None:
+        return ("-", "-", "-")
+    interval = f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.units > 1 else "one pair"
+    return (f"{ratio.mean:.2f}x", interval, f"{ratio.p10:.2f} to {ratio.p90:.2f}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

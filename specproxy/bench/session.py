@@ -1,0 +1,157 @@
+"""One run of the bench: where the servers come from, who answers what, what is known about it all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from specproxy.bench.arms import Arm
+from specproxy.bench.client import Answer, Client, make_session, readiness, served_model
+from specproxy.bench.machine import describe_machine, describe_software
+from specproxy.bench.peers import Peers
+from specproxy.bench.policies import derive
+from specproxy.bench.records import Record
+from specproxy.bench.runner import Block, Measured, make_blocks, measure
+from specproxy.bench.server import own_server
+from specproxy.config.schema import ModelConfig, StartConfig
+
+WARM_UP_TOKENS = 32
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What is measured. ``limit``: prompts per category; ``max_tokens`` of every answer; ``greedy`` overrides the
+    records' temperatures."""
+
+    records: list[Record]
+    arms: list[Arm]
+    concurrency: int = 1
+    repeats: int = 1
+    max_tokens: int = 256
+    greedy: bool = False
+
+
+class Outcome(Struct, frozen=True):
+    """All measurements, and the facts that belong beside them."""
+
+    results: list[Measured]
+    facts: dict[str, Any]
+
+
+class Answerers(Struct, frozen=True):
+    """Who answers: a server (``bitwise``), perhaps one that may be numeric, perhaps transformers in this process."""
+
+    bitwise: Client
+    numeric: Client | None
+    peers: Peers | None
+    facts: dict[str, Any]
+
+    async def answer(self, plan: Plan, record: Record, arm: Arm, repeat: int) -> Answer:
+        """One answer of ``record`` by ``arm``."""
+        if arm.peer:
+            if self.peers is None:
+                return Answer(error="transformers is not loaded")
+            return await self.peers.answer(record, arm, max_tokens=plan.max_tokens)
+        client = self.numeric if arm.numeric else self.bitwise
+        if client is None:
+            return Answer(error="no numeric server runs")
+        salt = f"{arm.name}#{repeat}"
+        return await client.answer(record, arm, max_tokens=plan.max_tokens, salt=salt, greedy=plan.greedy)
+
+
+@asynccontextmanager
+async def running_server(plan: Plan, url: str, api_key: str | None) -> AsyncIterator[Answerers]:
+    """Measure a server that runs already."""
+    async with make_session(api_key, plan.concurrency) as session:
+        client, facts = await _client(session, url)
+        yield Answerers(client, None, None, {"server": {"given": facts}})
+
+
+@asynccontextmanager
+async def own_servers(
+    plan: Plan, config: StartConfig, peers: Peers | None, note: Callable[[str], None]
+) -> AsyncIterator[Answerers]:
+    """Start what the plan needs: one server, and a numeric one where an arm asks for it. ``note`` is told."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(make_session(None, plan.concurrency))
+        root = Path(stack.enter_context(TemporaryDirectory(prefix="specproxy-bench-")))
+        facts: dict[str, Any] = {}
+        clients: dict[str, Client] = {}
+        for kind in ["bitwise", "numeric"] if any(arm.numeric for arm in plan.arms) else ["bitwise"]:
+            note(f"starting the {kind} server")
+            work = root / kind
+            policies = work / "policies"
+            policies.mkdir(parents=True)
+            derive(Path(config.policies), policies, exactness="numeric" if kind == "numeric" else None)
+            wanted = _numeric(config) if kind == "numeric" else config
+            server = await stack.enter_async_context(own_server(wanted, policies, work))
+            clients[kind], facts[kind] = await _client(session, server.url)
+            facts[kind]["ready_s"] = round(server.ready_s, 2)
+        yield Answerers(clients["bitwise"], clients.get("numeric"), peers, {"server": facts})
+
+
+async def run(plan: Plan, answerers: Answerers, done: Callable[[Measured], None]) -> Outcome:
+    """Warm every arm up, then measure; ``done`` hears of each block."""
+
+    async def answer(record: Record, arm: Arm, repeat: int) -> Answer:
+        return await answerers.answer(plan, record, arm, repeat)
+
+    facts = gather_facts(answerers)
+    await warm_up(plan, answerers)
+    results = await measure(blocks(plan), plan.arms, answer, done)
+    return Outcome(results, facts)
+
+
+def gather_facts(answerers: Answerers) -> dict[str, Any]:
+    """Machine, software and servers as they are now, before the run."""
+    return {"machine": describe_machine(), "software": describe_software(), **answerers.facts}
+
+
+def blocks(plan: Plan) -> list[Block]:
+    """The plan's blocks of prompts."""
+    return make_blocks(plan.records, plan.concurrency, plan.repeats)
+
+
+async def warm_up(plan: Plan, answerers: Answerers) -> None:
+    """A short answer of each category by each arm, unmeasured: first calls allocate, compile and import."""
+    short = msgspec.structs.replace(plan, max_tokens=min(WARM_UP_TOKENS, plan.max_tokens))
+    first = {record.category: record for record in reversed(plan.records)}
+    for arm in plan.arms:
+        for record in first.values():
+            await answerers.answer(short, record, arm, -1)
+
+
+def notes(plan: Plan, facts: dict[str, Any]) -> Sequence[str]:
+    """What a reader must know of the numbers: how they were made, and on what."""
+    machine, software = facts["machine"], facts["software"]
+    hardware = "{cpu}, {cores} usable cores, {memory_gib} GiB, {system}, load {load_1m} before the run".format(
+        **machine
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in software.items() if version)
+    method = (
+        f"{len(plan.records)} prompts, {plan.concurrency} at a time, {plan.repeats} repeat(s), at most "
+        f"{plan.max_tokens} tokens, arms of a prompt in alternating order; ratio: geometric mean over prompts against "
+        "the faster plain arm; interval: 95 % bootstrap over prompts; len: tokens per target step"
+    )
+    lines = [hardware, versions, method]
+    for kind, said in facts["server"].items():
+        numerics = said.get("engine", {}).get("numerics")
+        if numerics:
+            lines.append(f"{kind} server: " + ", ".join(f"{key} {value}" for key, value in numerics.items() if value))
+    return lines
+
+
+async def _client(session: aiohttp.ClientSession, url: str) -> tuple[Client, dict[str, Any]]:
+    model = await served_model(session, url)
+    return Client(session, url, model), {"url": url, "model": model, **await readiness(session, url)}
+
+
+def _numeric(config: StartConfig) -> StartConfig:
+    model: ModelConfig = msgspec.structs.replace(config.model, exactness="numeric")
+    return msgspec.structs.replace(config, model=model)

@@ -1,0 +1,163 @@
+"""From single measurements to what is reported, per category and arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from specproxy.bench.arms import OFF, OFF_NUMERIC, Arm
+from specproxy.bench.client import Answer
+from specproxy.bench.runner import Measured
+from specproxy.bench.stats import Ratio, median, paired_ratio
+
+ALL = "all"
+"""The row over all categories."""
+
+
+class ArmSummary(Struct):
+    """One arm in one category.
+
+    ``tokens_per_s``: all tokens over all time. ``ratio`` against ``baseline``, paired by block. Times in ms.
+    ``accepted_length``: tokens per target step (the bonus token included). ``identical`` of ``compared`` answers equal
+    the bitwise plain ones; ``first_difference`` names one that does not. ``failed``: requests without an answer,
+    ``error`` the first reason.
+    """
+
+    arm: str
+    requests: int
+    failed: int
+    tokens: int
+    tokens_per_s: float
+    ttft_p50_ms: float | None
+    ttft_p95_ms: float | None
+    baseline: str = ""
+    ratio: Ratio | None = None
+    accepted_length: float | None = None
+    acceptance: float | None = None
+    compared: int = 0
+    identical: int = 0
+    first_difference: str | None = None
+    error: str | None = None
+
+
+class CategorySummary(Struct):
+    """All arms of one category, in the order in which they were named."""
+
+    category: str
+    prompts: int
+    arms: list[ArmSummary]
+
+
+def summarise(results: Sequence[Measured], arms: Sequence[Arm]) -> list[CategorySummary]:
+    """One summary per category, and one over all where there are several."""
+    categories = list(dict.fromkeys(result.block.category for result in results))
+    summaries = [_category(name, [r for r in results if r.block.category == name], arms) for name in categories]
+    if len(summaries) > 1:
+        summaries.append(_category(ALL, results, arms))
+    return summaries
+
+
+def baseline_of(results: Sequence[Measured], arms: Sequence[Arm]) -> str:
+    """The faster of the plain arms: whoever compares with the slower one flatters himself."""
+    names = [arm.name for arm in arms if arm.is_baseline]
+    if OFF_NUMERIC in names and OFF in names:
+        logs = log_ratios(results, OFF_NUMERIC, OFF)
+        if logs and sum(logs) > 0:
+            return OFF_NUMERIC
+    return OFF
+
+
+def log_ratios(results: Iterable[Measured], arm: str, baseline: str) -> list[float]:
+    """Per block of prompts, the mean over its repeats of log(speed of ``arm`` / speed of ``baseline``). Blocks in
+    which either failed, or answered nothing, are left out."""
+    speeds: dict[tuple[int, int], dict[str, float]] = {}
+    for result in results:
+        if not result.failed and result.tokens > 0:
+            speeds.setdefault((result.block.number, result.block.repeat), {})[result.arm] = result.tokens_per_s
+    by_number: dict[int, list[float]] = {}
+    for (number, _), pair in speeds.items():
+        if arm in pair and baseline in pair:
+            by_number.setdefault(number, []).append(math.log(pair[arm] / pair[baseline]))
+    return [sum(logs) / len(logs) for logs in by_number.values()]
+
+
+def _category(name: str, results: Sequence[Measured], arms: Sequence[Arm]) -> CategorySummary:
+    baseline = baseline_of(results, arms)
+    reference = {
+        (record.id, result.block.repeat): answer
+        for result in results
+        if result.arm == OFF
+        for record, answer in zip(result.block.records, result.answers, strict=True)
+    }
+    prompts = {record.id for result in results for record in result.block.records}
+    summaries = []
+    for arm in arms:
+        mine = [result for result in results if result.arm == arm.name]
+        if not mine:
+            continue
+        summary = _arm(arm.name, mine)
+        _compare(summary, mine, reference)
+        summary.baseline = baseline
+        if logs := log_ratios(results, arm.name, baseline):
+            summary.ratio = paired_ratio(logs)
+        summaries.append(summary)
+    return CategorySummary(name, len(prompts), summaries)
+
+
+def _arm(name: str, results: Sequence[Measured]) -> ArmSummary:
+    answers = [answer for result in results for answer in result.answers]
+    good = [answer for answer in answers if answer.error is None]
+    whole = [result for result in results if not result.failed]
+    tokens = sum(result.tokens for result in whole)
+    seconds = sum(result.seconds for result in whole)
+    ttfts = [answer.ttft_s * 1000 for answer in good if answer.ttft_s > 0]
+    steps = sum(answer.steps for answer in good)
+    drafted = sum(answer.drafted for answer in good)
+    return ArmSummary(
+        arm=name,
+        requests=len(answers),
+        failed=len(answers) - len(good),
+        tokens=tokens,
+        tokens_per_s=tokens / seconds if seconds else 0.0,
+        ttft_p50_ms=median(ttfts),
+        ttft_p95_ms=percentile_95(ttfts),
+        accepted_length=sum(answer.tokens for answer in good) / steps if steps else None,
+        acceptance=sum(answer.accepted for answer in good) / drafted if drafted else None,
+        error=next((answer.error for answer in answers if answer.error is not None), None),
+    )
+
+
+def percentile_95(values: Sequence[float]) -> float | None:
+    """The nearest-rank 95th percentile, ``None`` of nothing."""
+    if not values:
+        return None
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+
+
+def _compare(summary: ArmSummary, results: Sequence[Measured], reference: dict[tuple[str, int], Answer]) -> None:
+    """Count the answers that equal those of the plain bitwise arm, prompt by prompt and repeat by repeat."""
+    for result in results:
+        for record, answer in zip(result.block.records, result.answers, strict=True):
+            other = reference.get((record.id, result.block.repeat))
+            if other is None or other.error is not None or answer.error is not None:
+                continue
+            summary.compared += 1
+            if answer.same_as(other):
+                summary.identical += 1
+            elif summary.first_difference is None:
+                summary.first_difference = f"{record.id}: {describe_difference(answer, other)}"
+
+
+def describe_difference(answer: Answer, other: Answer) -> str:
+    """Where two answers part, in words."""
+    pairs = zip(answer.token_ids, other.token_ids, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if at is not None:
+        return f"token {at} is {answer.token_ids[at]}, plain says {other.token_ids[at]}"
+    if len(answer.token_ids) != len(other.token_ids):
+        return f"{len(answer.token_ids)} tokens, plain has {len(other.token_ids)}"
+    if answer.finish_reason != other.finish_reason:
+        return f"finish_reason {answer.finish_reason}, plain says {other.finish_reason}"
+    return "same token ids, other text"
