@@ -76,14 +76,18 @@ def gumbel_host(seed: int, choice: int, start: int, positions: int, vocab: int) 
     noise = np.empty((positions, counters * 4), np.float32)
     for i, word in enumerate(words):
         np.copyto(noise[:, i::4], word, casting="unsafe")
-    noise += _HALF
-    noise *= _MINUS_STEP
-    np.maximum(noise, _MINUS_MOST, out=noise)
-    np.log1p(noise, out=noise)
-    np.negative(noise, out=noise)
-    np.log(noise, out=noise)
-    np.negative(noise, out=noise)
-    return noise[:, :vocab]
+    return _perturb_host(noise)[:, :vocab]
+
+
+def _perturb_host(words: np.ndarray) -> np.ndarray:
+    """Noise of float32 words, in their place."""
+    words += _HALF
+    words *= _MINUS_STEP
+    np.maximum(words, _MINUS_MOST, out=words)
+    np.log1p(words, out=words)
+    np.negative(words, out=words)
+    np.log(words, out=words)
+    return np.negative(words, out=words)
 
 
 def philox(counter: Words, seed: int) -> Words:
@@ -112,8 +116,13 @@ def gumbel(seed: int, choice: int, start: int, positions: int, vocab: int, devic
         ),
         seed,
     )
-    uniform = torch.stack(words, dim=-1).reshape(positions, counters * 4)[:, :vocab].float().add_(0.5).mul_(2.0**-32)
-    return uniform.clamp_(max=1.0 - 2.0**-24).neg_().log1p_().neg_().log_().neg_()
+    return _perturb(torch.stack(words, dim=-1).reshape(positions, counters * 4)[:, :vocab].float())
+
+
+def _perturb(words: torch.Tensor) -> torch.Tensor:
+    """Noise of float32 words, in their place."""
+    words.add_(0.5).mul_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
+    return words.neg_().log1p_().neg_().log_().neg_()
 
 
 def _round_keys(seed: int) -> list[tuple[int, int]]:

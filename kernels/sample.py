@@ -69,7 +69,7 @@ def winners_host(x: np.ndarray, noise: np.ndarray | None, cut: Cut, count: int =
     score = float(scores[best])
     if not math.isfinite(score):
         return _greedy(x, count)
-    if cut.top_k == 0 and cut.top_p >= 1.0 and cut.min_p <= 0.0:
+    if cut.top_k <= 0 and cut.top_p >= 1.0 and cut.min_p <= 0.0:
         return Winners([best], [score]) if count == 1 else _best(scores, count)
     if not 0 < cut.top_k < len(z):
         return _kept(z, scores, cut, count)
@@ -178,7 +178,7 @@ def keep_mask(z: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: 
     """
     ordered, order = z.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(z.shape[-1], device=z.device)
-    keep = (rank < top_k[:, None]) | (top_k == 0)[:, None]
+    keep = (rank < top_k[:, None]) | (top_k <= 0)[:, None]
     ratio = torch.exp(ordered - ordered[:, :1])
     units = (ratio * _UNIT).to(torch.int64) * keep
     before = units.cumsum(-1) - units

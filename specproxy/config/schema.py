@@ -16,7 +16,11 @@ RESERVED_NAMES = frozenset({"auto", "off", "engine"})
 
 
 class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The target. ``path`` is a folder or a Hugging Face id; the default is the bundled house model."""
+    """The target. ``path`` is a folder or a Hugging Face id; the default is the bundled house model.
+
+    ``kv_memory``: bytes, or text such as "512MB" or "2GB". ``exactness``: "auto" takes the best rung that the start-up
+    self-test proves; "numeric" skips the padding that bitwise equality needs.
+    """
 
     path: str = "house"
     name: str = ""
@@ -29,6 +33,7 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     max_sequences: Count = 32
     threads: Count | Literal["auto"] = "auto"
     path_kind: Literal["auto", "fused", "transformers"] = "auto"
+    exactness: Literal["auto", "numeric"] = "auto"
     trust_remote_code: bool = False
 
 

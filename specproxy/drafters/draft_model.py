@@ -1,0 +1,175 @@
+"""A small language model of the same vocabulary as drafter.
+
+Coupled drafting: the draft model's logits go through the request's own processors and the request's own noise, so its
+guess is what the target would sample if both distributions were equal (Daliri, Musco, Suresh, arXiv 2408.07978).
+
+Its KV lives in the target's pages, in buffers of its own: page p, offset o holds the same token in both. A shared
+prefix is therefore shared by the draft model too, as far as it had filled the page; the rest it computes when it is
+first asked. Nothing here needs to be bitwise reproducible: a draft only guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.registry import Host, Options, read_options
+from specproxy.engine.sampling import Row, propose_rows
+from specproxy.errors import ModelLoadError
+from specproxy.kernels.attention import KVBuffers, Span, plan_attention
+from specproxy.models.base import StepModel
+from specproxy.models.loading import load_model, tokenizer_hash
+
+CATCH_UP_ROWS = 256
+"""Committed tokens computed at once when the draft model is behind (a prompt, a resume)."""
+
+DEFAULT_MAX_K = 12
+"""Longest chain: past a dozen the chance that a sequential draft is still right rarely pays for its forward."""
+
+
+class DraftModelOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """``path``: a model folder, a Hugging Face id, or "house". ``max_k``: longest chain drafted."""
+
+    path: str
+    max_k: int = DEFAULT_MAX_K
+    dtype: str = "auto"
+
+
+@dataclass
+class _Progress:
+    """What the draft model has computed of one sequence: KV of ``tokens`` stands in the pages, in order; the first
+    ``committed`` of them are the sequence's own, the rest were drafts."""
+
+    tokens: list[int] = field(default_factory=list)
+    committed: int = 0
+
+
+class DraftModel:
+    """Drafts chains with a causal language model."""
+
+    def __init__(self, name: str, model: StepModel, host: Host, max_k: int) -> None:
+        self.name = name
+        self.needs = Needs(place="device", own_kv=True, window=model.spec.max_len, max_k=max_k, prior=(0.7,))
+        self.fingerprint = model.spec.fingerprint
+        self._model = model
+        self._kv = KVBuffers(model.spec.layers, host.num_pages, host.page_size, model.spec.dtype, model.spec.device)
+        self._filled = bytearray(host.num_pages)
+        self._vocab = host.vocab_size
+        host.on_allocate(self._forget_page)
+
+    def bytes(self) -> int:
+        """Memory of the draft model's KV."""
+        return self._kv.bytes()
+
+    def _forget_page(self, page: int) -> None:
+        self._filled[page] = 0
+        self._kv.zero_page(page)
+
+    def prefill(self, ctx: DraftContext) -> None:
+        """Take over what is in shared pages; the prompt itself is computed when a draft is first wanted."""
+        for row in ctx.rows:
+            row.state = self._begin(row)
+
+    def _begin(self, row: DraftRow) -> _Progress:
+        size, known = self._kv.page_size, 0
+        for page in row.pages:
+            if not self._filled[page]:
+                break
+            known += size
+        known = min(known, len(row.tokens) - 1)
+        return _Progress(list(row.tokens[:known]), known)
+
+    def propose(self, ctx: DraftContext, out: DraftBatch) -> None:
+        """Chains of ``row.k`` tokens: one forward for what is new, then one per further token for all rows at once."""
+        active = [(i, row) for i, row in enumerate(ctx.rows) if row.k > 0]
+        if not active:
+            return
+        logits = self._catch_up([row for _, row in active])
+        drafts: dict[int, list[int]] = {i: [] for i, _ in active}
+        while True:
+            chosen, _ = propose_rows(
+                logits, [Row(row.sampler, drafts[i], len(row.tokens) + len(drafts[i])) for i, row in active]
+            )
+            for (i, _), tokens in zip(active, chosen, strict=True):
+                drafts[i].append(tokens[0])
+            active = [(i, row) for i, row in active if len(drafts[i]) < row.k]
+            if not active:
+                break
+            logits = self._forward([(row, [drafts[i][-1]]) for i, row in active])
+        for i, tokens in drafts.items():
+            out.put_chain(i, tokens)
+
+    def _catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
+        """Bring every row's KV up to its last committed token; logits [R, V] behind it."""
+        work = []
+        for row in rows:
+            progress = row.state if isinstance(row.state, _Progress) else self._begin(row)
+            row.state = progress
+            done, tokens = progress.tokens, row.tokens
+            same, limit = progress.committed, min(len(done), len(tokens) - 1)
+            while same < limit and done[same] == tokens[same]:
+                same += 1
+            del done[same:]
+            progress.committed = len(tokens)
+            while len(tokens) - len(done) > CATCH_UP_ROWS:
+                self._forward([(row, tokens[len(done) : len(done) + CATCH_UP_ROWS])])
+            work.append((row, tokens[len(done) :]))
+        logits = self._forward(work)
+        for row in rows:
+            self._mark(row)
+        return logits
+
+    def _mark(self, row: DraftRow) -> None:
+        """Note the pages that are full of committed tokens: others may share them."""
+        for page in row.pages[: len(row.tokens) // self._kv.page_size]:
+            self._filled[page] = 1
+
+    def _forward(self, work: Sequence[tuple[DraftRow, Sequence[int]]]) -> Tensor:
+        """Feed each row's tokens behind what it has computed; logits [R, V] of the last one of each row."""
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        spans, last, size = [], [], self._kv.page_size
+        for row, tokens in work:
+            progress = row.state
+            if not isinstance(progress, _Progress):
+                raise TypeError(f"row {row.seq_id} was not prefilled")
+            start, end = len(progress.tokens), len(progress.tokens) + len(tokens)
+            spans.append(Span(len(ids), len(tokens), start, row.pages))
+            ids += tokens
+            positions += range(start, end)
+            slots += [row.pages[p // size] * size + p % size for p in range(start, end)]
+            last.append(len(ids) - 1)
+            progress.tokens += tokens
+        device = self._model.spec.device
+        plan = plan_attention(
+            spans, torch.tensor(slots, device=device), page_size=size, dtype=self._model.spec.dtype, exact=False
+        )
+        rows = None if len(last) == len(ids) else torch.tensor(last, device=device)
+        logits, _ = self._model.forward(
+            torch.tensor(ids, device=device), torch.tensor(positions, device=device), plan, self._kv, rows
+        )
+        return logits
+
+    def commit(self, ctx: DraftContext) -> None:
+        """Nothing to learn: the next proposal finds out itself how much of its KV still holds."""
+
+    def release(self, seq_id: str) -> None:
+        """Nothing is kept outside the row and the pages."""
+
+
+def load(name: str, options: Options, host: Host) -> DraftModel:
+    """The loader of type ``draft_model``. Raises ModelLoadError where tokenizers differ."""
+    chosen = read_options(DraftModelOptions, name, "draft_model", options)
+    model, folder = load_model(chosen.path, "draft", dtype=chosen.dtype, device=host.device)
+    if tokenizer_hash(folder) != host.tokenizer:
+        raise ModelLoadError(
+            f"drafters.{name}: {chosen.path} has another tokenizer than the target; a draft model must share the "
+            "target's vocabulary, id by id"
+        )
+    return DraftModel(name, model, host, chosen.max_k)

@@ -1,0 +1,133 @@
+"""Builds an engine from its configuration: model, self-test, memory, drafters, cost table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from specproxy.config.schema import DrafterConfig, EngineConfig, ModelConfig
+from specproxy.drafters import registry
+from specproxy.drafters.base import Drafter
+from specproxy.engine.controller import Controller
+from specproxy.engine.drafting import Drafting
+from specproxy.engine.loop import Engine
+from specproxy.engine.memory import count_pages
+from specproxy.engine.numerics import proven_rules
+from specproxy.engine.pages import PagePool
+from specproxy.engine.runner import Runner
+from specproxy.engine.scheduler import Scheduler
+from specproxy.engine.warmup import measure
+from specproxy.errors import ModelLoadError
+from specproxy.kernels.attention import KVBuffers
+from specproxy.models.base import StepModel
+from specproxy.models.loading import load_model, tokenizer_hash, tokenizer_size
+from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
+
+PAGE_SIZE = 64
+"""Tokens per page. Divides the attention's key block and the prefill chunk."""
+
+
+@dataclass
+class DrafterHost:
+    """What drafters are given at load (``drafters.registry.Host``)."""
+
+    vocab_size: int
+    max_model_len: int
+    device: str
+    tokenizer: str
+    num_pages: int
+    page_size: int
+    listeners: list[Callable[[int], None]] = field(default_factory=list)
+
+    def on_allocate(self, listener: Callable[[int], None]) -> None:
+        """Call ``listener`` with every page that changes hands."""
+        self.listeners.append(listener)
+
+
+@dataclass
+class Assembled:
+    """A running engine and what the server must know about it."""
+
+    engine: Engine
+    host: DrafterHost
+    model: ModelInfo
+    numerics: Numerics
+    configs: dict[str, DrafterConfig]
+
+    def load_drafter(self, name: str, config: DrafterConfig) -> None:
+        """Load one drafter and offer it from the next step on. Raises StartError."""
+        self.engine.drafting.drafters[name] = load_drafter(name, config, self.host)
+        self.configs[name] = config
+
+    def unload_drafter(self, name: str) -> None:
+        """Drop a drafter; rows that used it go on without."""
+        for sequence in self.engine.scheduler.all():
+            sequence.drafts.pop(name, None)
+            sequence.begun.discard(name)
+        self.engine.drafting.drafters.pop(name, None)
+        self.configs.pop(name, None)
+
+    def drafter_infos(self) -> list[DrafterInfo]:
+        """The loaded drafters."""
+        return [
+            DrafterInfo(name, self.configs[name].type, d.needs.max_k, d.needs.window, d.fingerprint)
+            for name, d in self.engine.drafting.drafters.items()
+        ]
+
+
+def load_drafter(name: str, config: DrafterConfig, host: DrafterHost) -> Drafter:
+    """A drafter as declared. Raises ConfigError or ModelLoadError."""
+    return registry.load(name, config.type, {"path": config.path, "max_k": config.max_k, **config.options}, host)
+
+
+def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled:
+    """Load everything; ``progress`` is told what happens. Raises StartError with one message for the user."""
+    wanted = config.model
+    torch.set_grad_enabled(False)
+    if wanted.threads != "auto":
+        torch.set_num_threads(wanted.threads)
+    if wanted.tensor_parallel != 1:
+        raise ModelLoadError("model.tensor_parallel: only 1 is available; expected 1")
+    progress(f"loading {wanted.path}")
+    model, folder = load_model(
+        wanted.path,
+        dtype=wanted.dtype,
+        device=wanted.device,
+        max_len=None if wanted.max_model_len == "auto" else wanted.max_model_len,
+        path_kind=wanted.path_kind,
+        trust_remote_code=wanted.trust_remote_code,
+    )
+    progress("numerics self-test")
+    rules = proven_rules(model, PAGE_SIZE, wanted.exactness)
+    num_pages = count_pages(wanted, model.spec, PAGE_SIZE)
+    host = DrafterHost(
+        vocab_size=min(tokenizer_size(folder), model.spec.vocab_size),
+        max_model_len=model.spec.max_len,
+        device=model.spec.device,
+        tokenizer=tokenizer_hash(folder),
+        num_pages=num_pages,
+        page_size=PAGE_SIZE,
+    )
+    try:
+        kv = KVBuffers(model.spec.layers, num_pages, PAGE_SIZE, model.spec.dtype, model.spec.device)
+    except (RuntimeError, MemoryError) as error:
+        raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
+    host.on_allocate(kv.zero_page)
+    drafters: dict[str, Drafter] = {}
+    for name, drafter_config in config.drafters.items():
+        progress(f"loading drafter {name}")
+        drafters[name] = load_drafter(name, drafter_config, host)
+    progress("measuring step times")
+    runner = Runner(model, kv, rules)
+    controller = Controller(measure(runner, drafters, host), time.monotonic)
+    drafting = Drafting(drafters, controller, trees=False, max_rows=wanted.max_sequences)
+    pool = PagePool(num_pages, PAGE_SIZE, lambda page: [listener(page) for listener in host.listeners] and None)
+    scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, drafting.release)
+    engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic)
+    return Assembled(
+        engine, host, _model_info(wanted, model, folder, host), _numerics(model, rules), dict(config.drafters)
+    )

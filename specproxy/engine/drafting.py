@@ -1,0 +1,201 @@
+"""Who drafts what in the next step: every row its own drafter and K.
+
+Host drafters are asked first: what they would say is known before the budget is chosen, and costs next to nothing.
+Device drafters are asked only for the rows and lengths that the controller chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Protocol
+
+from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
+from specproxy.engine.controller import Candidate, Choice, Controller
+from specproxy.engine.sequence import Sequence
+from specproxy.engine.step import first_chain, is_chain
+from specproxy.vocabulary import MAX_TREE_NODES
+
+
+@dataclass
+class Draft:
+    """A row's draft tree. ``choice`` is ``None`` where nothing was drafted."""
+
+    tokens: list[int]
+    parents: list[int]
+    choice: Choice | None = None
+
+
+NO_DRAFT = Draft([], [])
+
+
+class Budget(Protocol):
+    """How many nodes a sequence may draft now, for reasons that have nothing to do with gain."""
+
+    def __call__(self, sequence: Sequence, wanted: int) -> int:
+        """At most ``wanted``."""
+        ...
+
+
+class Drafting:
+    """The loaded drafters and the controller that chooses among them."""
+
+    def __init__(self, drafters: dict[str, Drafter], controller: Controller, trees: bool, max_rows: int) -> None:
+        self.drafters = drafters
+        self._controller = controller
+        self._trees = trees
+        self._rows = max_rows
+        self._batches: dict[str, DraftBatch] = {}
+
+    def release(self, sequence: Sequence) -> None:
+        """A sequence's KV is given up, or the sequence ended."""
+        sequence.begun.clear()
+        for name, row in sequence.drafts.items():
+            row.state = None
+            drafter = self.drafters.get(name)
+            if drafter is not None:
+                drafter.release(sequence.id)
+
+    def propose(self, sequences: Rows[Sequence], budget: Budget) -> list[Draft]:
+        """One draft per sequence, in order."""
+        active = [s for s in sequences if s.decision.drafters and len(s.pending) == 1]
+        if not active:
+            return [NO_DRAFT] * len(sequences)
+        caps = {s.id: self._caps(s, budget) for s in active}
+        guesses = self._ask_host(active, caps)
+        rows = len(sequences)
+        choices: dict[str, Choice] = {}
+        for s in active:
+            candidates = self._candidates(s, caps[s.id], guesses.get(s.id, {}))
+            if candidates:
+                group = s.row(candidates[0].drafter).group
+                choices[s.id] = self._controller.choose(group, s.decision, candidates, rows)
+        drafts: dict[str, Draft] = {}
+        wanted: dict[str, list[tuple[Sequence, Choice]]] = {}
+        for s in active:
+            choice = choices.get(s.id)
+            if choice is None or choice.k == 0 or choice.drafter is None:
+                continue
+            guess = guesses.get(s.id, {}).get(choice.drafter)
+            if guess is not None:
+                drafts[s.id] = self._shape(s, guess.tokens[: choice.k], guess.parents[: choice.k], choice)
+            else:
+                wanted.setdefault(choice.drafter, []).append((s, choice))
+        for name, group_rows in wanted.items():
+            drafts.update(self._ask_device(name, group_rows))
+        return [drafts.get(s.id, NO_DRAFT) for s in sequences]
+
+    def settle(self, sequence: Sequence, draft: Draft, accepted: int) -> None:
+        """Book how a draft fared."""
+        choice = draft.choice
+        if choice is None or choice.drafter is None:
+            return
+        drafted = len(draft.tokens)
+        sequence.count(choice.drafter, drafted, accepted)
+        row = sequence.row(choice.drafter)
+        row.accepted = accepted
+        self._controller.observe(row.group, choice.drafter, choice.bucket, drafted, accepted)
+        self.drafters[choice.drafter].commit(DraftContext([row]))
+
+    def _caps(self, s: Sequence, budget: Budget) -> dict[str, int]:
+        """Nodes that each drafter of the sequence may draft: policy, drafter, window, what the answer can still take."""
+        decision = s.decision
+        caps = {}
+        for name in decision.drafters:
+            drafter = self.drafters.get(name)
+            if drafter is None:
+                continue
+            limit = drafter.needs.max_k if decision.k_max is None else min(decision.k_max, drafter.needs.max_k)
+            if drafter.needs.window is not None:
+                limit = min(limit, drafter.needs.window - len(s.tokens))
+            caps[name] = max(0, limit)
+        room = budget(s, max(caps.values(), default=0))
+        return {name: min(cap, room) for name, cap in caps.items() if min(cap, room) > 0}
+
+    def _ask_host(self, active: Rows[Sequence], caps: dict[str, dict[str, int]]) -> dict[str, dict[str, _Guess]]:
+        """What every host drafter says for the rows that may use it; in an ordered list only until one has a guess."""
+        found: dict[str, dict[str, _Guess]] = {}
+        for name, drafter in self.drafters.items():
+            if drafter.needs.place != "host":
+                continue
+            mine = [s for s in active if name in caps[s.id]]
+            if not mine:
+                continue
+            rows = [self._row(s, name, caps[s.id][name]) for s in mine]
+            batch = self._batch(name)
+            for start in range(0, len(mine), self._rows):
+                self._read(drafter, rows[start : start + self._rows], mine[start : start + self._rows], batch, found)
+        return found
+
+    def _read(
+        self,
+        drafter: Drafter,
+        rows: list[DraftRow],
+        sequences: Rows[Sequence],
+        batch: DraftBatch,
+        found: dict[str, dict[str, _Guess]],
+    ) -> None:
+        batch.clear(len(rows))
+        drafter.propose(DraftContext(rows), batch)
+        for i, s in enumerate(sequences):
+            n = int(batch.n[i])
+            if n:
+                guess = _Guess(batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist(), int(batch.bucket[i]))
+                found.setdefault(s.id, {})[drafter.name] = guess
+
+    def _candidates(self, s: Sequence, caps: dict[str, int], guesses: dict[str, _Guess]) -> list[Candidate]:
+        """Drafters that could serve this row now, in the order of its decision."""
+        out = []
+        for name in s.decision.drafters:
+            if name not in caps:
+                continue
+            guess = guesses.get(name)
+            if guess is not None:
+                out.append(Candidate(name, min(caps[name], len(guess.tokens)), guess.bucket, True))
+            elif self.drafters[name].needs.place == "device":
+                out.append(Candidate(name, caps[name], 0, False))
+        return out
+
+    def _ask_device(self, name: str, wanted: Rows[tuple[Sequence, Choice]]) -> dict[str, Draft]:
+        drafter, batch = self.drafters[name], self._batch(name)
+        out: dict[str, Draft] = {}
+        for start in range(0, len(wanted), self._rows):
+            part = wanted[start : start + self._rows]
+            rows = [self._row(s, name, choice.k) for s, choice in part]
+            batch.clear(len(rows))
+            drafter.propose(DraftContext(rows), batch)
+            for i, (s, choice) in enumerate(part):
+                n = int(batch.n[i])
+                if n:
+                    out[s.id] = self._shape(s, batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist(), choice)
+        return out
+
+    def _shape(self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice) -> Draft:
+        """A tree where trees are proven or the route allows numeric; else its preferred chain."""
+        if not is_chain(parents) and not (self._trees or s.decision.exactness == "numeric"):
+            path = first_chain(parents)
+            tokens, parents = [tokens[i] for i in path], list(range(-1, len(path) - 1))
+        return Draft(tokens, parents, choice)
+
+    def _row(self, s: Sequence, name: str, k: int) -> DraftRow:
+        """The sequence's row for a drafter that may draft ``k`` nodes; the drafter has seen what is committed."""
+        row = s.row(name)
+        row.k = k
+        if name not in s.begun:
+            s.begun.add(name)
+            self.drafters[name].prefill(DraftContext([row]))
+        return row
+
+    def _batch(self, name: str) -> DraftBatch:
+        batch = self._batches.get(name)
+        if batch is None:
+            nodes = min(MAX_TREE_NODES, self.drafters[name].needs.max_k)
+            batch = self._batches[name] = DraftBatch.allocate(self._rows, nodes)
+        return batch
+
+
+@dataclass
+class _Guess:
+    tokens: list[int]
+    parents: list[int]
+    bucket: int

@@ -1,0 +1,267 @@
+"""The engine's loop: admit, prefill, draft, step, walk, commit, emit. Speculation off is K = 0 through the same code.
+
+A token is a pure function of the target's logits at its position, the request's parameters and its seed; nothing in
+this file (who runs with whom, who drafts, who was preempted) can change one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from specproxy.engine.controller import Controller
+from specproxy.engine.drafting import Draft, Drafting
+from specproxy.engine.report import EngineTimes, finish_reason, finished_stats
+from specproxy.engine.runner import Runner
+from specproxy.engine.sampling import Row, Sampler, sample_rows, token_logprobs
+from specproxy.engine.scheduler import Scheduler
+from specproxy.engine.sequence import Sequence
+from specproxy.engine.step import Step, is_chain, prefill_step
+from specproxy.kernels.walk import walk
+from specproxy.vocabulary import Decision, Delta, ErrorInfo, FinishReason, Submission
+
+
+class Engine:
+    """Sequences in, deltas out. One thread; ``clock`` in seconds."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        drafting: Drafting,
+        controller: Controller,
+        vocab_size: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.drafting = drafting
+        self.times = EngineTimes()
+        self._controller = controller
+        self._vocab = vocab_size
+        self._clock = clock
+        self._eos = frozenset(runner.model.spec.eos_token_ids)
+        self._early: list[Delta] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return self.scheduler.idle and not self._early
+
+    def submit(self, submission: Submission) -> None:
+        """Queue a sequence; what is wrong with it comes back as its only delta."""
+        known = len(submission.prompt) + len(submission.generated)
+        limit = min(self.runner.model.spec.max_len, self.scheduler.pool.total * self.scheduler.pool.page_size)
+        ids = [*submission.prompt, *submission.generated]
+        if not submission.prompt or known > limit or not all(0 <= i < self._vocab for i in ids):
+            message = f"a prompt of 1 to {limit} token ids below {self._vocab} was expected"
+            error = ErrorInfo(message, 400, "invalid_request_error", "invalid_prompt")
+            self._early.append(Delta(submission.id, finish_reason="error", error=error))
+            return
+        sampler = Sampler(
+            submission.params,
+            submission.seed,
+            submission.choice,
+            submission.prompt,
+            self._vocab,
+            tuple(self._eos),
+            torch.device(self.runner.model.spec.device),
+        )
+        sampler.advance(submission.generated)
+        self.scheduler.add(Sequence(submission, submission.decision, sampler, self._clock(), ids))
+
+    def abort(self, seq_id: str, report: bool = False) -> None:
+        """Forget a sequence; with ``report`` its counts come as one last delta."""
+        sequence = self.scheduler.find(seq_id)
+        if sequence is not None:
+            if report:
+                self._early.append(Delta(seq_id, finish_reason="abort", stats=finished_stats(sequence)))
+            self.scheduler.remove(sequence)
+
+    def update(self, decision: Decision, seq_id: str | None, route: str | None) -> None:
+        """Give running sequences a new decision, from the next step on."""
+        for sequence in self.scheduler.all():
+            if sequence.id == seq_id or (route is not None and sequence.decision.route == route):
+                sequence.decision = decision
+
+    def step(self) -> list[Delta]:
+        """One round: at most one prefill chunk, then one decode step of everyone who can."""
+        deltas, self._early = self._early, []
+        now = self._clock()
+        for sequence in self.scheduler.admit():
+            sequence.stats.queued_s = now - sequence.arrival
+        prompt = self.scheduler.next_prefill()
+        if prompt is not None:
+            deltas += self._prefill(prompt)
+        deltas += self._decode(self.scheduler.decoding())
+        return deltas
+
+    def _prefill(self, s: Sequence) -> list[Delta]:
+        """The next chunk of a prompt; the last one samples the first token (or finds it already known)."""
+        if not s.computed:
+            self.scheduler.share_prefix(s)
+        rows = self.runner.rules.prefill_rows
+        base = s.computed - s.computed % rows
+        end = min(base + rows, s.num_prompt)
+        if not self.scheduler.reserve(s, end):
+            return []
+        began = self._clock()
+        step = prefill_step(s.tokens, base, s.computed, end, s.table, self.runner.kv, rows)
+        if s.submission.params.prompt_logprobs is not None:
+            self._score_prompt(s, step, base, end)
+        step.sample = [end - 1 - base]
+        logits, _ = self.runner.run(step)
+        s.computed = end
+        self.scheduler.publish(s)
+        self.times.add("prefill", self._clock() - began)
+        if end < s.num_prompt:
+            return []
+        if s.num_output:
+            return []
+        if s.submission.params.max_tokens == 0:
+            return [self._finish(s, Delta(s.id, prompt_logprobs=s.prompt_logprobs), "length")]
+        return [self._commit(s, sample_rows(logits, [Row(s.sampler, (), s.num_prompt)]), logits, [0])]
+
+    def _score_prompt(self, s: Sequence, step: Step, base: int, end: int) -> None:
+        """Logprobs of the prompt's own tokens, from a run of its own: the sampled row keeps its product's width."""
+        top = s.submission.params.prompt_logprobs or 0
+        last = min(end, s.num_prompt - 1)
+        step.sample = list(range(s.computed - base, last - base))
+        if step.sample:
+            logits, _ = self.runner.run(step)
+            s.prompt_logprobs += token_logprobs(logits, s.tokens[s.computed + 1 : last + 1], top)
+
+    def _decode(self, sequences: list[Sequence]) -> list[Delta]:
+        """Draft, verify, accept, commit."""
+        sequences = self._with_pages(sequences)
+        if not sequences:
+            return []
+        began = self._clock()
+        drafts = self.drafting.propose(sequences, self._budget)
+        drafted = self._clock()
+        deltas = []
+        for part, part_drafts in self._split(sequences, drafts):
+            deltas += self._verify(part, part_drafts)
+        self.times.add("draft", drafted - began)
+        return deltas
+
+    def _with_pages(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Those that have a page for their next token; making room may have preempted some."""
+        for s in sequences:
+            if s in self.scheduler.running:
+                self.scheduler.reserve(s, len(s.tokens))
+        return [s for s in sequences if s in self.scheduler.running]
+
+    def _budget(self, s: Sequence, wanted: int) -> int:
+        """Nodes that the answer can still take, the widest step holds, the context allows and there are pages for."""
+        known = len(s.tokens)
+        wanted = min(
+            wanted,
+            s.submission.params.max_tokens - s.num_output - 1,
+            self.runner.rules.max_rows - 1,
+            self.runner.model.spec.max_len - known - 1,
+        )
+        return self.scheduler.try_reserve(s, known + wanted) - known if wanted > 0 else 0
+
+    def _split(self, sequences: Rows[Sequence], drafts: Rows[Draft]) -> list[tuple[list[Sequence], list[Draft]]]:
+        """Cut the batch into steps of at most the widest proven width."""
+        limit, used = self.runner.rules.max_rows, 0
+        parts: list[tuple[list[Sequence], list[Draft]]] = []
+        for s, draft in zip(sequences, drafts, strict=True):
+            rows = min(len(s.pending), limit) + len(draft.tokens)
+            if not parts or used + rows > limit:
+                parts.append(([], []))
+                used = 0
+            parts[-1][0].append(s)
+            parts[-1][1].append(draft)
+            used += rows
+        return parts
+
+    def _verify(self, sequences: Rows[Sequence], drafts: Rows[Draft]) -> list[Delta]:
+        """One step of the target over all rows; the walk; what it committed."""
+        began = self._clock()
+        step, rows, first = Step("decode"), [], []
+        for s, draft in zip(sequences, drafts, strict=True):
+            first.append(len(step.sample))
+            rows += self._add(step, s, draft)
+        logits, _ = self.runner.run(step)
+        sampled = sample_rows(logits, rows) if rows else []
+        seconds = self._clock() - began
+        self._controller.observe_step(len(step.ids), seconds)
+        self.times.add("decode", seconds)
+        deltas = []
+        for s, draft, at in zip(sequences, drafts, first, strict=True):
+            replayed = min(len(s.pending), self.runner.rules.max_rows)
+            if len(s.pending) > replayed:
+                s.computed += replayed
+                continue
+            nodes = len(draft.tokens)
+            accepted, bonus = walk(draft.tokens, draft.parents, nodes, sampled[at : at + 1 + nodes])
+            self._keep_path(s, draft, replayed, accepted)
+            self.drafting.settle(s, draft, len(accepted))
+            tokens = [*(draft.tokens[i] for i in accepted), bonus]
+            deltas.append(self._commit(s, tokens, logits, [at, *(at + 1 + i for i in accepted)]))
+        return deltas
+
+    def _add(self, step: Step, s: Sequence, draft: Draft) -> list[Row]:
+        """Put a sequence's rows into the step; returns what to sample at each of them."""
+        known, size = len(s.tokens), self.runner.kv.page_size
+        pending = s.pending
+        if len(pending) > 1:
+            part = pending[: self.runner.rules.max_rows]
+            whole = len(part) == len(pending)
+            step.add_chain(part, s.computed, s.table, size, len(part) - 1 if whole else len(part))
+            return [Row(s.sampler, (), known)] if whole else []
+        if is_chain(draft.parents):
+            tokens = draft.tokens
+            step.add_chain([*pending, *tokens], s.computed, s.table, size, 0)
+            return [Row(s.sampler, tokens[:i], known + i) for i in range(len(tokens) + 1)]
+        step.add_tree(pending[0], draft.tokens, draft.parents, s.computed, s.table, size)
+        paths: list[list[int]] = [[]]
+        for token, parent in zip(draft.tokens, draft.parents, strict=True):
+            paths.append([*paths[parent + 1], token])
+        return [Row(s.sampler, path, known + len(path)) for path in paths]
+
+    def _keep_path(self, s: Sequence, draft: Draft, replayed: int, accepted: Rows[int]) -> None:
+        """The accepted path's KV becomes the sequence's: a chain's stands where it belongs, a tree's is copied down."""
+        root = s.computed + replayed - 1
+        if not is_chain(draft.parents):
+            size, table = self.runner.kv.page_size, s.table
+            moves = [(root + 1 + node, root + 1 + depth) for depth, node in enumerate(accepted) if node != depth]
+            if moves:
+                slots = [[table[p // size] * size + p % size for p in column] for column in zip(*moves, strict=True)]
+                self.runner.kv.copy_slots(*slots)
+        s.computed = root + 1 + len(accepted)
+
+    def _commit(self, s: Sequence, tokens: Rows[int], logits: Tensor, rows: Rows[int]) -> Delta:
+        """Append tokens one by one until one of them ends the answer. ``rows`` are their rows in ``logits``."""
+        params, reason = s.submission.params, None
+        kept: list[int] = []
+        for token in tokens:
+            kept.append(token)
+            s.tokens.append(token)
+            reason = finish_reason(s, token, self._eos, self.runner.model.spec.max_len)
+            if reason is not None:
+                break
+        s.sampler.advance(kept)
+        delta = Delta(s.id, kept)
+        if params.logprobs is not None:
+            delta.logprobs = token_logprobs(logits[list(rows[: len(kept)])], kept, params.logprobs)
+        if s.num_output == len(kept):
+            s.stats.first_token_s = self._clock() - s.arrival
+            if params.prompt_logprobs is not None:
+                delta.prompt_logprobs = s.prompt_logprobs
+        s.stats.steps += 1
+        if reason is not None:
+            return self._finish(s, delta, reason)
+        self.scheduler.publish(s)
+        return delta
+
+    def _finish(self, s: Sequence, delta: Delta, reason: FinishReason) -> Delta:
+        delta.finish_reason = reason
+        delta.stop_token = delta.tokens[-1] if reason == "stop" else None
+        delta.stats = finished_stats(s)
+        self.scheduler.remove(s)
+        return delta

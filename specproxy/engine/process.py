@@ -1,0 +1,158 @@
+"""The engine process: a socket to the server on one side, the loop on the other.
+
+A reader thread turns bytes into frames; everything else happens on the main thread, between steps. When the server
+goes away, so does the engine.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+
+from specproxy.config.schema import DrafterConfig, EngineConfig
+from specproxy.engine.assemble import Assembled, assemble
+from specproxy.errors import SpecproxyError, StartError
+from specproxy.wire import frames
+from specproxy.wire.frames import ToEngine
+
+STATS_EVERY_S = 0.5
+IDLE_WAIT_S = 0.25
+SEND_BUFFER = 4 * 2**20
+
+
+class Link:
+    """Frames in and out of the Unix socket. ``inbox`` ends with ``None`` when the server is gone."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._socket.connect(path)
+        self.inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="link", daemon=True).start()
+
+    def send(self, frame: frames.ToServer) -> None:
+        """Send one frame; a server that is gone is noticed by the reader."""
+        try:
+            self._socket.sendall(frames.encode(frame))
+        except OSError:
+            self.inbox.put(None)
+
+    def _read(self) -> None:
+        reader: frames.FrameReader[ToEngine] = frames.FrameReader(ToEngine)
+        try:
+            while data := self._socket.recv(2**20):
+                for frame in reader.feed(data):
+                    self.inbox.put(frame)
+        except (OSError, SpecproxyError) as error:
+            print(f"engine: connection to the server lost: {error}", file=sys.stderr, flush=True)
+        self.inbox.put(None)
+
+
+class Process:
+    """Feeds the loop from the link and sends what it yields."""
+
+    def __init__(self, link: Link, assembled: Assembled) -> None:
+        self._link = link
+        self._assembled = assembled
+        self._engine = assembled.engine
+        self._next_stats = 0.0
+
+    def run(self) -> None:
+        """Work until the server is gone."""
+        while self._receive():
+            deltas = self._engine.step()
+            if deltas:
+                self._link.send(frames.Tokens(deltas))
+            now = time.monotonic()
+            if now >= self._next_stats:
+                self._next_stats = now + STATS_EVERY_S
+                self._link.send(self._stats())
+
+    def _receive(self) -> bool:
+        """Handle every frame that is there, waiting for one when there is nothing to do; false at the end."""
+        while True:
+            try:
+                if self._engine.idle:
+                    frame = self._link.inbox.get(timeout=IDLE_WAIT_S)
+                else:
+                    frame = self._link.inbox.get_nowait()
+            except queue.Empty:
+                return True
+            if frame is None:
+                return False
+            self._handle(frame)
+
+    def _handle(self, frame: ToEngine) -> None:
+        match frame:
+            case frames.Submit(submission) | frames.Background(submission):
+                self._engine.submit(submission)
+            case frames.Abort():
+                self._engine.abort(frame.id, frame.report)
+            case frames.UpdateDecision():
+                self._engine.update(frame.decision, frame.id, frame.route)
+            case frames.LoadDrafter():
+                self._change_drafter(frame)
+            case frames.UnloadDrafter(name):
+                self._assembled.unload_drafter(name)
+                self._link.send(frames.DrafterChanged(self._assembled.drafter_infos()))
+
+    def _change_drafter(self, frame: frames.LoadDrafter) -> None:
+        error = None
+        options = dict(frame.options)
+        path = options.pop("path", "") or ""
+        max_k = options.pop("max_k", None)
+        config = DrafterConfig(
+            type=frame.drafter_type, path=str(path), max_k=int(max_k) if max_k else None, options=options
+        )
+        try:
+            self._assembled.load_drafter(frame.name, config)
+        except StartError as refused:
+            error = str(refused)
+        self._link.send(frames.DrafterChanged(self._assembled.drafter_infos(), error))
+
+    def _stats(self) -> frames.Stats:
+        scheduler, times = self._engine.scheduler, self._engine.times
+        return frames.Stats(
+            running=sum(s.user for s in scheduler.running),
+            waiting=scheduler.waiting,
+            background=scheduler.background,
+            pages_used=scheduler.pool.used,
+            pages_cached=scheduler.pool.cached,
+            pages_total=scheduler.pool.total,
+            preemptions=scheduler.preemptions,
+            prefix_queries=scheduler.prefix_queries,
+            prefix_hits=scheduler.prefix_hits,
+            steps=times.steps,
+            step_s=times.take(),
+        )
+
+
+def main(config: EngineConfig, started: float) -> int:
+    """Run the engine; ``started`` is when the process began (time.monotonic). Returns the exit code."""
+    link = Link(config.socket)
+    try:
+        assembled = assemble(config, lambda what: print(f"engine: {what}", file=sys.stderr, flush=True))
+    except StartError as error:
+        link.send(frames.Failed(str(error)))
+        return 1
+    link.send(
+        frames.Hello(
+            pid=os.getpid(),
+            model=assembled.model,
+            numerics=assembled.numerics,
+            drafters=assembled.drafter_infos(),
+            num_pages=assembled.engine.scheduler.pool.total,
+            page_size=assembled.host.page_size,
+            max_sequences=config.model.max_sequences,
+            load_s=time.monotonic() - started,
+        )
+    )
+    gc.collect()
+    gc.freeze()
+    Process(link, assembled).run()
+    return 0

@@ -1,0 +1,82 @@
+"""Runs steps on the target: pads them to a proven width, returns logits.
+
+Shapes: T rows, N sampled rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specproxy.engine.step import Step
+from specproxy.kernels.attention import KVBuffers, plan_attention
+from specproxy.models.base import StepModel
+from specproxy.vocabulary import Exactness
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How steps are shaped so that a row's bits do not depend on the others.
+
+    ``widths``: row counts a decode step may have, ascending; empty means any up to ``max_rows``. ``prefill_rows``: rows
+    of a prefill chunk, aligned to absolute positions. ``one_provenance``: prefill and decode were proven to write the
+    same KV, so pages of generated tokens may serve later prompts.
+    """
+
+    exactness: Exactness
+    widths: tuple[int, ...]
+    max_rows: int
+    prefill_rows: int
+    one_provenance: bool = False
+    detail: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether bitwise equality is promised."""
+        return self.exactness != "numeric"
+
+    def width(self, rows: int) -> int:
+        """Rows to run for ``rows`` real ones."""
+        if not self.widths or rows > self.widths[-1]:
+            return rows
+        return self.widths[bisect.bisect_left(self.widths, rows)]
+
+
+NUMERIC = Rules("numeric", (), 64, 128)
+
+
+class Runner:
+    """The target with its KV buffers and the rules in force."""
+
+    def __init__(self, model: StepModel, kv: KVBuffers, rules: Rules) -> None:
+        self.model = model
+        self.kv = kv
+        self.rules = rules
+
+    def run(self, step: Step, hidden: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Execute ``step``; logits [N, V] of its sampled rows in the model's dtype, and tapped hidden states.
+
+        The head is one more product: its rows are padded to a proven width like all others.
+        """
+        rows, sampled, device = len(step.ids), len(step.sample), self.model.spec.device
+        width = self.rules.width(rows) if step.kind == "decode" else rows
+        pad = [0] * (width - rows)
+        slots = torch.tensor(step.slots + [self.kv.trash_slot] * len(pad), dtype=torch.long, device=device)
+        plan = plan_attention(
+            step.spans, slots, page_size=self.kv.page_size, dtype=self.model.spec.dtype, exact=self.rules.exact
+        )
+        every = sampled == width
+        wanted = step.sample + [0] * (self.rules.width(max(1, sampled)) - sampled)
+        logits, taps = self.model.forward(
+            torch.tensor(step.ids + pad, device=device),
+            torch.tensor(step.positions + pad, device=device),
+            plan,
+            self.kv,
+            None if every else torch.tensor(wanted, dtype=torch.long, device=device),
+            hidden,
+        )
+        return logits[:sampled], taps

@@ -1,0 +1,1 @@
+"""Models in the engine: loaded by transformers, run one ragged step at a time over paged KV."""

@@ -1,0 +1,53 @@
+"""What the engine asks of a model: one ragged forward over paged KV.
+
+Shapes: T rows of a step, N rows that sample, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specproxy.kernels.attention import AttentionPlan, KVBuffers, LayerShape
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Facts about a loaded model. ``vocab_size`` is the width of its logits; ``max_len`` its context in tokens."""
+
+    model_type: str
+    path_kind: str
+    vocab_size: int
+    hidden_size: int
+    max_len: int
+    dtype: torch.dtype
+    device: str
+    layers: tuple[LayerShape, ...]
+    fingerprint: str
+    eos_token_ids: tuple[int, ...]
+
+
+class StepModel(Protocol):
+    """A model as the runner sees it."""
+
+    spec: ModelSpec
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        kv: KVBuffers,
+        rows: Tensor | None,
+        hidden: Sequence[int] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the rows ids [T], positions [T] (int64), writing KV to ``plan.slots``.
+
+        Returns logits [N, V] of ``rows`` [N] (all rows when ``None``), in the model's dtype, and the outputs [T, D] of
+        the layers named in ``hidden``.
+        """
+        ...

@@ -1,0 +1,161 @@
+"""A lean layer loop for the Llama family, equal to transformers' modules within rounding.
+
+Why it exists: at one row a small model's step is dispatch, not arithmetic. Merged q/k/v and gate/up products, rotary on
+the merged tensor and one KV write per layer take the house target from 7 ms to about 2 ms on two CPU cores. The stock
+module stays as it is, for audits.
+
+Shapes: T rows, D hidden width, Hq query heads, Hk key heads, W head width, I intermediate width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from specproxy.kernels.attention import AttentionPlan, KVBuffers, attend
+from specproxy.models.base import ModelSpec
+from specproxy.models.linear import Linear, make_linear
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model type differs from Llama: norms on q and k per head; which attribute holds the window."""
+
+    qk_norm: bool = False
+    window: bool = False
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(window=True),
+    "qwen2": Family(window=True),
+    "qwen3": Family(qk_norm=True, window=True),
+}
+"""Model types the lean loop runs; every other type goes through its own transformers module."""
+
+ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary variants whose factors depend on the position alone."""
+
+
+def can_fuse(config: Any) -> bool:
+    """Whether this configuration is exactly what the loop implements."""
+    family = FAMILIES.get(config.model_type)
+    if family is None or config.hidden_act != "silu":
+        return False
+    rope = config.rope_parameters or {}
+    return rope.get("rope_type", "default") in ROTARY_TYPES
+
+
+@dataclass(frozen=True)
+class _Layer:
+    input_norm: Tensor
+    post_norm: Tensor
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    window: int | None
+
+
+class FusedModel:
+    """StepModel over the weights of a stock Llama-family module."""
+
+    def __init__(self, stock: Any, spec: ModelSpec) -> None:
+        config, base = stock.config, stock.model
+        self.spec = spec
+        self.stock = stock
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._eps = config.rms_norm_eps
+        self._scale = spec.layers[0].k_dim ** -0.5
+        self._embedding = base.embed_tokens.weight
+        self._norm = base.norm.weight
+        self._head = make_linear(stock.lm_head.weight, stock.lm_head.bias)
+        self._layers = [self._fuse(layer, FAMILIES[config.model_type]) for layer in base.layers]
+        self._cos, self._sin = self._rotary_tables(base)
+
+    def _fuse(self, layer: Any, family: Family) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        return _Layer(
+            input_norm=layer.input_layernorm.weight,
+            post_norm=layer.post_attention_layernorm.weight,
+            qkv=_merge([attention.q_proj, attention.k_proj, attention.v_proj]),
+            o=make_linear(attention.o_proj.weight, attention.o_proj.bias),
+            gate_up=_merge([mlp.gate_proj, mlp.up_proj]),
+            down=make_linear(mlp.down_proj.weight, mlp.down_proj.bias),
+            q_norm=attention.q_norm.weight if family.qk_norm else None,
+            k_norm=attention.k_norm.weight if family.qk_norm else None,
+            window=attention.sliding_window if family.window else None,
+        )
+
+    def _rotary_tables(self, base: Any) -> tuple[Tensor, Tensor]:
+        """cos and sign-folded sin [max_len, 1, W] from the stock rotary module, in the model's dtype."""
+        positions = torch.arange(self.spec.max_len, device=self._embedding.device)[None]
+        cos, sin = base.rotary_emb(self._embedding[:1, None], positions)
+        sin = sin.clone()
+        sin[..., : sin.shape[-1] // 2].neg_()
+        return cos[0, :, None].contiguous(), sin[0, :, None].contiguous()
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        kv: KVBuffers,
+        rows: Tensor | None,
+        hidden: Sequence[int] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See StepModel.forward."""
+        x = F.embedding(ids, self._embedding)
+        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        shape = (x.shape[1],)
+        taps: dict[int, Tensor] = {}
+        for index, layer in enumerate(self._layers):
+            normed = F.rms_norm(x, shape, layer.input_norm, self._eps)
+            x = x + layer.o(self._attention(index, layer, normed, cos, sin, plan, kv))
+            normed = F.rms_norm(x, shape, layer.post_norm, self._eps)
+            gate, up = layer.gate_up(normed).chunk(2, -1)
+            x = x + layer.down(F.silu(gate) * up)
+            if index in hidden:
+                taps[index] = x
+        if rows is not None:
+            x = x.index_select(0, rows)
+        logits = self._head(F.rms_norm(x, shape, self._norm, self._eps))
+        return logits, [taps[i] for i in hidden]
+
+    def _attention(
+        self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, kv: KVBuffers
+    ) -> Tensor:
+        count, width = x.shape[0], self.spec.layers[index].k_dim
+        rotated = self._heads + self._kv_heads
+        qkv = layer.qkv(x)
+        heads = qkv[:, : rotated * width].view(count, rotated, width)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            heads[:, : self._heads] = F.rms_norm(heads[:, : self._heads], (width,), layer.q_norm, self._eps)
+            heads[:, self._heads :] = F.rms_norm(heads[:, self._heads :], (width,), layer.k_norm, self._eps)
+        swapped = heads.view(count, rotated, 2, width // 2).flip(2).view(count, rotated, width)
+        torch.add(heads * cos, swapped.mul_(sin), out=heads)
+        kv.write(index, plan.slots, qkv[:, self._heads * width :])
+        return attend(plan, kv, index, heads[:, : self._heads], scale=self._scale, window=layer.window)
+
+
+def _merge(modules: Sequence[Any]) -> Linear:
+    """One product for several projections of the same input.
+
+    The stock parameters become row views of the merged weight, so the stock module keeps working at no extra memory.
+    """
+    weight = torch.cat([m.weight for m in modules]).contiguous()
+    start = 0
+    for module in modules:
+        stop = start + module.weight.shape[0]
+        module.weight = torch.nn.Parameter(weight[start:stop], requires_grad=False)
+        start = stop
+    biases = [m.bias for m in modules]
+    bias = None if biases[0] is None else torch.cat(biases).contiguous()
+    return make_linear(weight, bias)
