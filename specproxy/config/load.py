@@ -18,8 +18,8 @@ from msgspec import inspect
 
 from specproxy.config.env import environment_settings
 from specproxy.config.schema import RESERVED_NAMES, DrafterConfig, StartConfig
-from specproxy.config.validate import check, show, suggest
-from specproxy.config.yaml_reader import Document, Problem, parse_scalar, read_yaml
+from specproxy.config.validate import check, misfits, show, suggest
+from specproxy.config.yaml_reader import Problem, parse_scalar, read_yaml
 from specproxy.errors import ConfigError
 
 HOUSE = "house"
@@ -48,8 +48,7 @@ def load_start_config(
     for key, value in (flags or {}).items():
         if value is not None:
             _put(settings, f"flag {key}", tuple(key.split(".")), value, problems)
-    if not problems:
-        _check_names(settings, problems)
+    _check_names(settings, problems)
     if problems:
         raise ConfigError("\n".join(problems))
     for drafter in settings.get("drafters", {}).values():
@@ -122,9 +121,9 @@ def _put(settings: dict[str, Any], source: str, path: tuple[str, ...], value: ob
     if kind is None:
         problems.append(f"{source}: no such setting{suggest('.'.join(path), setting_names())}")
         return
-    fitted = [item for item in _readings(value) if not _misfits(item, kind)]
+    fitted = [item for item in _readings(value) if not misfits(item, kind)]
     if not fitted:
-        problems.append(f"{source}: {_misfits(value, kind)[0].message}")
+        problems.append(f"{source}: {misfits(value, kind)[0].message}")
         return
     inner = settings
     for key in path[:-1]:
@@ -148,12 +147,6 @@ def _readings(value: object) -> list[object]:
     if not isinstance(value, str):
         return [value]
     return [parse_scalar(value), value, [part.strip() for part in value.split(",")]]
-
-
-def _misfits(value: object, kind: inspect.Type) -> list[Problem]:
-    found: list[Problem] = []
-    check(Document("", value), kind, found)
-    return found
 
 
 def _kind_at(kind: inspect.Type, path: tuple[str, ...]) -> inspect.Type | None:
@@ -186,25 +179,25 @@ def _names(kind: inspect.Type, prefix: str) -> list[str]:
 
 
 def _check_names(settings: Mapping[str, Any], problems: list[str]) -> None:
-    drafters: Mapping[str, Mapping[str, Any]] = settings.get("drafters", {})
-    upstreams: Mapping[str, Mapping[str, Any]] = settings.get("upstreams", {})
+    drafters = _mapping(settings.get("drafters"))
+    upstreams = _mapping(settings.get("upstreams"))
     for table, names in (("drafters", drafters), ("upstreams", upstreams)):
         for name in names:
             if name in RESERVED_NAMES:
                 problems.append(f'{table}.{name}: "{name}" is a word of the policy language; choose another name')
             elif not _NAME.match(name):
                 problems.append(f"{table}: expected a name of letters, digits, _ . and -, got {show(name)}")
-    for name, drafter in drafters.items():
-        if "type" not in drafter:
+    for name, drafter in ((name, _mapping(value)) for name, value in drafters.items()):
+        if "type" not in drafter and not problems:
             problems.append(f"drafters.{name}: type is missing; expected the drafter's type, such as draft_model")
-        elif drafter["type"] in _NEED_PATH and not drafter.get("path"):
-            problems.append(f"drafters.{name}: a {drafter['type']} needs a path; expected {DRAFTER_FORM}")
+        elif drafter.get("type") in _NEED_PATH and not drafter.get("path"):
+            problems.append(f"drafters.{name}: type {drafter['type']} needs a path; expected {DRAFTER_FORM}")
         for key, value in drafter.items():
             if key not in DrafterConfig.__struct_fields__ and isinstance(value, dict | list):
                 problems.append(f"drafters.{name}.{key}: expected a single value, got {show(value)}")
     for name, upstream in upstreams.items():
-        url = upstream.get("url", "")
-        if not re.match(r"https?://[^/]", url):
+        url = _mapping(upstream).get("url")
+        if isinstance(url, str) and not re.match(r"https?://[^/]", url):
             problems.append(f"upstreams.{name}.url: expected http://… or https://…, got {show(url)}")
 
 

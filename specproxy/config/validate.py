@@ -38,6 +38,13 @@ def check(document: Document, kind: object, problems: list[Problem], path: KeyPa
     _Checker(document, problems).check(checked, inspect.type_info(kind), path)
 
 
+def misfits(value: object, kind: inspect.Type) -> list[Problem]:
+    """What is wrong with ``value`` as a ``kind``, for values that come from no file."""
+    found: list[Problem] = []
+    _Checker(Document("", value), found).check(value, kind, ())
+    return found
+
+
 def expectation(kind: inspect.Type) -> str:
     """What a type accepts, in words."""
     match kind:
@@ -47,11 +54,11 @@ def expectation(kind: inspect.Type) -> str:
             words = list(dict.fromkeys(expectation(member) for member in _sorted(members)))
             return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
         case inspect.LiteralType(values=values):
-            return " or ".join(f'"{value}"' for value in values)
+            return " or ".join(show(value) for value in values)
         case inspect.IntType() | inspect.FloatType():
             return ("a whole number" if isinstance(kind, inspect.IntType) else "a number") + _bounds(kind)
-        case inspect.StrType():
-            return "text"
+        case inspect.StrType(pattern=pattern):
+            return "text" if pattern is None else f"text of the form {pattern}"
         case inspect.BoolType():
             return "true or false"
         case inspect.NoneType():
@@ -115,7 +122,10 @@ class _Checker:
                 if not _scalar_fits(value, kind):
                     self._refuse(value, kind, path)
 
-    def _refuse(self, value: object, kind: inspect.Type, path: KeyPath, hint: str = "") -> None:
+    def _refuse(self, value: object, kind: inspect.Type, path: KeyPath) -> None:
+        members = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+        words = [str(word) for member in members if isinstance(member, inspect.LiteralType) for word in member.values]
+        hint = suggest(value, words) if isinstance(value, str) else ""
         quote = "; write it in quotes" if _only_needs_quotes(value, kind) else ""
         message = f"expected {expectation(kind)}, got {show(value)}{hint}{quote}"
         self.problems.append(self.document.problem(path, message))
@@ -131,10 +141,7 @@ class _Checker:
                 return self.check(value, member, path)
             if isinstance(value, dict) and isinstance(member, inspect.StructType | inspect.DictType):
                 return self.check(value, member, path)
-        words = [str(v) for m in kind.types if isinstance(m, inspect.LiteralType) for v in m.values]
-        free_text = any(isinstance(member, inspect.StrType) for member in kind.types)
-        hint = suggest(value, words) if isinstance(value, str) and not free_text else ""
-        return self._refuse(value, kind, path, hint)
+        return self._refuse(value, kind, path)
 
     def _struct(self, value: object, kind: inspect.StructType, path: KeyPath) -> None:
         if not isinstance(value, dict):
@@ -160,7 +167,7 @@ def _scalar_fits(value: object, kind: inspect.Type) -> bool:
         case inspect.AnyType():
             return True
         case inspect.LiteralType(values=values):
-            return isinstance(value, str) and value in values
+            return isinstance(value, str | int) and not isinstance(value, bool) and value in values
         case inspect.BoolType():
             return isinstance(value, bool)
         case inspect.NoneType():

@@ -1,0 +1,173 @@
+"""Checks of a whole set beyond its types: names, ranges, what the machine at hand can do, what takes effect when."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from specproxy.config.yaml_reader import KeyPath, Problem
+from specproxy.policy.catalogue import AUTO, Catalogue, DrafterSpec
+from specproxy.policy.inherit import Effective, Range, as_names, k_range, speculation
+from specproxy.policy.reading import Findings, RouteSource, Source, did_you_mean
+
+LATER = ("audit", "shadow", "hold_out", "gate", "capture")
+"""Keys that are parsed and checked, and take effect with a later version."""
+
+Fault = tuple[KeyPath, str]
+
+
+def check_settings(name: str, effective: Effective, catalogue: Catalogue, findings: Findings) -> None:
+    """Check the settings of the route ``name`` (or of the defaults), each fault at the line that it comes from.
+
+    A fault that routes inherit is the same for all of them, so that it is told once.
+    """
+    for path, message in itertools.chain(_names(effective, catalogue), _ranges(effective), _gate(effective)):
+        findings.errors.append(effective.problem(path, message))
+    for check in (_limits_of_drafters, _numerics, _nodes, _override, _inherited_off):
+        for path, message in check(effective, catalogue):
+            own = effective.origin(*path).layer == "route"
+            findings.warnings.append(effective.problem(path, f"route {name}: {message}" if own else message))
+
+
+def _names(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    """Every drafter and upstream must be declared, and named once."""
+    lists: tuple[tuple[KeyPath, tuple[str, ...], tuple[str, ...], str], ...] = (
+        (("backend",), as_names(effective.settings.backend), catalogue.backend_names, "upstream"),
+        (
+            ("speculate", "drafters"),
+            as_names(speculation(effective.settings).drafters),
+            catalogue.drafter_names,
+            "drafter",
+        ),
+    )
+    for path, names, known, what in lists:
+        for index, name in enumerate(names):
+            if name == AUTO and what == "drafter":
+                if len(names) > 1:
+                    yield path, f"{AUTO} means every loaded drafter and stands alone, got {', '.join(names)}"
+            elif name not in known:
+                yield path, f'"{name}" is no declared {what}{did_you_mean(name, known, "declared")}'
+            elif name in names[:index]:
+                yield path, f'"{name}" stands there twice'
+
+
+def _ranges(effective: Effective) -> Iterator[Fault]:
+    k = k_range(effective.settings)
+    if k.max is not None and k.min > k.max:
+        low, high = (effective.origin("speculate", "k", end) for end in ("min", "max"))
+        yield ("speculate", "k"), f"min {k.min} from {low} is above max {k.max} from {high}"
+
+
+def _gate(effective: Effective) -> Iterator[Fault]:
+    gate = effective.settings.gate
+    if gate.mismatch.p0 >= gate.mismatch.p1:
+        yield ("gate", "mismatch"), f"expected p0 below p1, got {gate.mismatch.p0:g} and {gate.mismatch.p1:g}"
+    if any(later <= earlier for earlier, later in itertools.pairwise(gate.canary)):
+        yield ("gate", "canary"), f"expected rising shares, got {', '.join(f'{share:g}' for share in gate.canary)}"
+
+
+def _specs(effective: Effective, catalogue: Catalogue) -> list[DrafterSpec]:
+    """The drafters that a route may use; none where it drafts nothing."""
+    if k_range(effective.settings).off:
+        return []
+    names = as_names(speculation(effective.settings).drafters)
+    return [spec for spec in catalogue.drafters if AUTO in names or spec.name in names]
+
+
+def _limits_of_drafters(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    """K beyond what a named drafter can do; where the controller chooses, beyond what any can."""
+    k, specs = k_range(effective.settings), _specs(effective, catalogue)
+    auto = speculation(effective.settings).drafters == AUTO
+    beyond = [fault for spec in specs if (fault := _beyond(k, spec)) is not None]
+    if not auto or len(beyond) == len(specs):
+        yield from beyond
+
+
+def _beyond(k: Range, spec: DrafterSpec) -> Fault | None:
+    path = ("speculate", "k", "max")
+    if spec.max_k is not None and k.min > spec.max_k:
+        return ("speculate", "k", "min"), f"{spec.name} drafts {spec.max_k} at most and can never reach {k.min}"
+    if spec.max_k is not None and k.max is not None and k.max > spec.max_k:
+        return path, f"k up to {k.max} is beyond {spec.name}, which drafts {spec.max_k} at most"
+    if spec.window is not None and k.max is not None and k.max >= spec.window:
+        return path, f"k up to {k.max} does not fit the context window of {spec.name}, {spec.window} tokens"
+    return None
+
+
+def _numerics(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    if catalogue.exactness != "numeric" or effective.settings.exactness != "bitwise":
+        return
+    if _specs(effective, catalogue) and speculation(effective.settings).tree.width > 1:
+        message = "a tree where bitwise is not available: this engine is numeric, so wider rows may flip near-ties"
+        yield ("speculate", "tree", "width"), message
+    else:
+        yield (
+            ("exactness",),
+            "bitwise is not available: this engine is numeric; answers say so in x-specproxy-exactness",
+        )
+
+
+def _nodes(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    k, tree = k_range(effective.settings), speculation(effective.settings).tree
+    if _specs(effective, catalogue) and k.max is not None and k.max > tree.nodes:
+        yield ("speculate", "k", "max"), f"k up to {k.max} is beyond tree.nodes, which allows {tree.nodes} per step"
+
+
+def _override(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    """An override that exceeds the limits: one that could ask for what the route or its drafters cannot give."""
+    if not effective.settings.override:
+        return
+    k = k_range(effective.settings)
+    if k.off and effective.origin("override").layer == "route":
+        yield ("override",), "a request may override, but speculation is off here, so it can only ask for off"
+    if k.max is None and speculation(effective.settings).drafters != AUTO:
+        for spec in _specs(effective, catalogue):
+            if spec.max_k is not None:
+                yield ("override",), f"a request may ask for any k, but {spec.name} drafts {spec.max_k} at most"
+
+
+def _inherited_off(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    if not k_range(effective.settings).off:
+        return
+    k = effective.origin("speculate", "k")
+    for key in ("drafters", "tree"):
+        origin = effective.origin("speculate", key)
+        if origin.layer == "route" and k.layer != "route":
+            yield ("speculate", key), f"says {key}, but nothing is drafted: k is 0 from {k}; write k: auto here"
+
+
+def check_set(source: Source, findings: Findings) -> None:
+    """Check what only the whole set shows: a catch-all, and keys that wait for later versions."""
+    if source.complete and not any(not route.match for route in source.routes):
+        last = source.routes[-1].document.file if source.routes else str(source.directory)
+        message = "no route takes every request; expected a last route without match, such as name: default"
+        findings.errors.append(Problem(last, 0, "routes", message))
+    for path, report in _written(source):
+        if path[0] in LATER:
+            findings.notes.append(report(path[:1], "is checked now and takes effect with a later version"))
+        elif path[0] == "backend":
+            findings.notes.append(
+                report(path, "upstreams take effect with a later version; until then the engine serves")
+            )
+
+
+def _written(source: Source) -> Iterator[tuple[KeyPath, Callable[[KeyPath, str], Problem]]]:
+    """Top-level keys of the defaults and of every route, with a way to report them. Backends: other than the engine."""
+    layers: list[tuple[dict[str, object], Callable[[KeyPath, str], Problem]]] = []
+    if source.defaults is not None:
+        defaults = source.defaults
+        layers.append((dict(defaults.mapping), lambda p, m: defaults.document.problem((*defaults.path, *p), m)))
+    layers += [(dict(route.layer.mapping), route.problem) for route in source.routes]
+    for mapping, report in layers:
+        for key, value in mapping.items():
+            if key != "backend" or value not in ("engine", ["engine"]):
+                yield (key,), report
+
+
+def route_problems(route: RouteSource, findings: Findings) -> Callable[[KeyPath, str], None]:
+    """Reports faults of a route's match."""
+
+    def report(path: KeyPath, message: str) -> None:
+        findings.errors.append(route.problem(("match", *path), message))
+
+    return report
