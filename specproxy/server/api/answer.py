@@ -1,12 +1,28 @@
-"""An answer in the making: deltas of every choice go in, bytes for the client come out."""
+"""An answer in the making: deltas of every choice go in, bytes for the client come out.
+
+Streamed and whole answers take the same steps; a stream shows what is ready after each delta, a whole answer shows
+everything at the end. A stream is, per choice: an opening chunk (the role, or the echoed prompt), chunks of text, one
+chunk with the finish reason; then, if asked for, one chunk with the usage and no choices; then ``[DONE]``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from specproxy.server.api.choice import Choice
+from specproxy.server.api.envelope import AnyChoice, Envelope
 from specproxy.server.api.parsed import ParsedRequest
+from specproxy.server.api.shapes import shape_of
+from specproxy.server.api.usage import CompletionDetails, PromptDetails, Usage
+from specproxy.text.assembler import Assembler, TextOptions
+from specproxy.text.stops import StopString
 from specproxy.vocabulary import Delta, SequenceStats
+
+DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,8 @@ class AnswerMeta:
 class Pushed:
     """What one delta led to. ``data``: SSE bytes to write now, may be empty (always, when not streaming).
 
-    ``done``: the choice is complete; close its sequence (a stop string ends it before the engine knows).
-    ``tokens``: how many of the delta's tokens count.
+    ``done``: the choice is complete; if the delta had no finish reason, its sequence still runs and must be ended
+    (a stop string ends an answer before the engine knows). ``tokens``: how many of the delta's tokens count.
     """
 
     data: bytes
@@ -32,46 +48,147 @@ class Pushed:
 
 
 class Answer:
-    """One answer, streamed or not; the text does not depend on how tokens were grouped into deltas."""
+    """One answer, streamed or not; its text does not depend on how tokens were grouped into deltas."""
 
     def __init__(self, request: ParsedRequest, meta: AnswerMeta) -> None:
-        raise NotImplementedError
+        self._request = request
+        self._meta = meta
+        self._shape = shape_of(request)
+        self._encoder = msgspec.json.Encoder()
+        self._last = 0
+        options = TextOptions(
+            tuple(StopString.compile(stop) for stop in request.stop),
+            request.include_stop,
+            request.skip_special_tokens,
+            request.params.min_tokens,
+        )
+        self._choices = [
+            Choice(
+                index=row * request.n + i,
+                prompt=prompt,
+                assembler=Assembler(request.context.tokenizer, prompt.ids, options),
+                wants_logprobs=request.params.logprobs is not None,
+            )
+            for row, prompt in enumerate(request.prompts)
+            for i in range(request.n)
+        ]
+        self._running = len(self._choices)
 
     def push(self, index: int, delta: Delta) -> Pushed:
-        """Take a delta of choice ``index``. Deltas of a choice that is done are ignored.
+        """Take a delta of choice ``index``. Of a choice that is done only the engine's counts are taken.
 
         Raises RequestError when the delta reports an error (see error_of): nothing more can be pushed.
         """
-        raise NotImplementedError
+        choice = self._choices[index]
+        running = choice.ending is None
+        tokens = choice.push(delta)
+        if running and choice.ending is not None:
+            self._running -= 1
+        data = self._stream(choice) if running and self._request.stream else b""
+        return Pushed(data, choice.ending is not None, tokens)
 
     @property
     def done(self) -> bool:
         """Whether every choice is complete."""
-        raise NotImplementedError
+        return self._running == 0
 
     @property
     def finish_reasons(self) -> list[str]:
-        """Of every choice, in order."""
-        raise NotImplementedError
+        """Of every choice that is complete, in order."""
+        return [choice.ending for choice in self._choices if choice.ending is not None]
 
     @property
     def completion_tokens(self) -> int:
         """Tokens of all choices, up to and including the ones that ended them."""
-        raise NotImplementedError
+        return sum(choice.assembler.num_tokens for choice in self._choices)
 
     @property
     def cached_tokens(self) -> int:
-        """Prompt tokens that came from cached pages."""
-        raise NotImplementedError
+        """Prompt tokens that came from cached pages; of several choices of a prompt the least fortunate counts."""
+        n = self._request.n
+        rows = [self._choices[start : start + n] for start in range(0, len(self._choices), n)]
+        return sum(min((c.stats.cached_tokens for c in row if c.stats is not None), default=0) for row in rows)
 
     @property
     def stats(self) -> list[SequenceStats]:
         """What the engine reported, for every choice it reported on."""
-        raise NotImplementedError
+        return [choice.stats for choice in self._choices if choice.stats is not None]
+
+    def usage(self) -> Usage:
+        """Counts so far."""
+        prompt, completion, stats = self._request.prompt_tokens, self.completion_tokens, self.stats
+        return Usage(
+            prompt,
+            completion,
+            prompt + completion,
+            PromptDetails(self.cached_tokens),
+            CompletionDetails(
+                sum(each.prediction_accepted for each in stats), sum(each.prediction_rejected for each in stats)
+            ),
+        )
 
     def finish(self, specproxy: dict[str, Any] | None = None) -> bytes:
         """Streaming: the last choice's finish chunk, the usage chunk if asked for, ``[DONE]``. Else the JSON body.
 
-        ``specproxy`` goes into the body or the last chunk.
+        ``specproxy`` goes into the body or the last chunk. Call it once; raises RuntimeError unless ``done``.
         """
-        raise NotImplementedError
+        if not self.done:
+            raise RuntimeError(f"finish() with {self._running} choices still running")
+        extra = UNSET if specproxy is None else specproxy
+        if not self._request.stream:
+            return self._whole(extra)
+        last = self._choices[self._last]
+        if not self._request.include_usage:
+            return self._event([self._shape.end(last)], specproxy=extra) + DONE
+        usage = self._event([], usage=self.usage(), specproxy=extra)
+        return self._event([self._shape.end(last)]) + usage + DONE
+
+    def _stream(self, choice: Choice) -> bytes:
+        """Chunks that a delta made ready. The finish chunk of the last choice to end waits for ``finish``."""
+        events = []
+        if not choice.opened:
+            choice.opened = True
+            opening = self._shape.opening(choice)
+            if opening is not None:
+                events.append(self._event([opening], prompt_token_ids=self._shape.prompt_token_ids()))
+        ended = choice.ending is not None
+        if choice.pending.parts or (ended and choice.pending.tokens and self._shows_tokens):
+            events.append(self._event([self._shape.part(choice, choice.take())]))
+        if ended:
+            if self._running:
+                events.append(self._event([self._shape.end(choice)]))
+            else:
+                self._last = choice.index
+        return b"".join(events)
+
+    @property
+    def _shows_tokens(self) -> bool:
+        """Whether a token without text has something to show all the same."""
+        return self._request.params.logprobs is not None or self._request.return_token_ids
+
+    def _whole(self, specproxy: dict[str, Any] | UnsetType) -> bytes:
+        request = self._request
+        return self._encoder.encode(
+            self._envelope(
+                self._shape.whole_object,
+                [self._shape.whole(choice, choice.take()) for choice in self._choices],
+                usage=self.usage(),
+                service_tier=UNSET if request.service_tier is None else request.service_tier,
+                metadata=UNSET if request.metadata is None else request.metadata,
+                prompt_token_ids=self._shape.prompt_token_ids(),
+                specproxy=specproxy,
+            )
+        )
+
+    def _event(self, choices: list[AnyChoice], **more: Any) -> bytes:
+        """One chunk as a server-sent event."""
+        if "usage" not in more:
+            if self._request.continuous_usage:
+                more["usage"] = self.usage()
+            elif self._request.include_usage:
+                more["usage"] = None
+        return b"data: " + self._encoder.encode(self._envelope(self._shape.chunk_object, choices, **more)) + b"\n\n"
+
+    def _envelope(self, kind: str, choices: list[AnyChoice], **more: Any) -> Envelope:
+        meta = self._meta
+        return Envelope(meta.id, kind, meta.created, self._request.model, choices, meta.system_fingerprint, **more)

@@ -35,8 +35,10 @@ def error_of(delta: Delta) -> RequestError | None:
     if delta.finish_reason not in ("error", "abort"):
         return None
     info = delta.error or ErrorInfo("the engine ended this sequence without an answer")
-    error = RequestError(info.message, param=info.param, code=info.code) if info.status < 500 else EngineFailed(
-        info.message, param=info.param, code=info.code
+    error = (
+        RequestError(info.message, param=info.param, code=info.code)
+        if info.status < 500
+        else EngineFailed(info.message, param=info.param, code=info.code)
     )
     error.status, error.type = info.status, info.type
     return error

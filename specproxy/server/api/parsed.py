@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
+from msgspec.structs import replace
 
 from specproxy.vocabulary import MAX_SEED, Decision, SamplingParams, Submission
 
@@ -60,7 +60,8 @@ class ParsedRequest:
     echo: bool = False
     return_token_ids: bool = False
     cache_salt: str = ""
-    user_text: str = ""
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
     unknown: tuple[str, ...] = ()
 
     @property
@@ -86,27 +87,23 @@ class ParsedRequest:
         ``salt`` separates tenants' cached pages. ``default_max_tokens`` bounds answers whose length the client left
         open; one it asked for is never changed.
         """
-        salt = f"{salt}\x00{self.cache_salt}" if self.cache_salt else salt
-        submissions = []
-        for row, prompt in enumerate(self.prompts):
-            limit = prompt.max_tokens
-            if self.max_tokens is None and default_max_tokens is not None:
-                limit = min(limit, default_max_tokens)
-            params = msgspec.structs.replace(self.params, max_tokens=limit)
-            for choice in range(self.n):
-                submissions.append(
-                    Submission(
-                        id=f"{id_prefix}-{row * self.n + choice}",
-                        prompt=prompt.ids,
-                        seed=seed,
-                        params=params,
-                        decision=decision,
-                        choice=choice,
-                        prediction=self.prediction,
-                        salt=salt,
-                    )
-                )
-        return submissions
+        bound = default_max_tokens if self.max_tokens is None else None
+        made: list[Submission] = []
+        for prompt in self.prompts:
+            limit = prompt.max_tokens if bound is None else min(prompt.max_tokens, bound)
+            first = Submission(
+                id=f"{id_prefix}-{len(made)}",
+                prompt=prompt.ids,
+                seed=seed,
+                params=replace(self.params, max_tokens=limit),
+                decision=decision,
+                prediction=self.prediction,
+                salt=f"{salt}\x00{self.cache_salt}" if self.cache_salt else salt,
+            )
+            start = len(made)
+            made.append(first)
+            made.extend(replace(first, id=f"{id_prefix}-{start + i}", choice=i) for i in range(1, self.n))
+        return made
 
     def answer(self, meta: AnswerMeta) -> Answer:
         """The answer to build from the engine's deltas."""

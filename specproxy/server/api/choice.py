@@ -1,0 +1,82 @@
+"""One choice in the making: its text so far, what of it may be shown, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from specproxy.errors import EngineFailed
+from specproxy.server.api.errors import error_of
+from specproxy.server.api.parsed import Prompt
+from specproxy.text.assembler import Assembler, Ending
+from specproxy.vocabulary import Delta, SequenceStats, TokenLogprob
+
+
+@dataclass(slots=True)
+class Shown:
+    """What one chunk, or a whole answer, shows. ``tokens``, ``logprobs`` and ``offsets`` run parallel."""
+
+    parts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All parts, none of which is empty."""
+        return "".join(self.parts)
+
+
+@dataclass(slots=True)
+class Choice:
+    """``pending`` has grown since it was last taken: tokens wait there until their text may be shown.
+
+    ``stop``: the stop string, or stop token's id, that ended it. ``stats``: the engine's latest counts.
+    """
+
+    index: int
+    prompt: Prompt
+    assembler: Assembler
+    wants_logprobs: bool
+    opened: bool = False
+    ending: Ending | None = None
+    stop: str | int | None = None
+    stats: SequenceStats | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    pending: Shown = field(default_factory=Shown)
+
+    def push(self, delta: Delta) -> int:
+        """Take a delta; returns how many of its tokens count. Once ended, only the engine's counts are taken.
+
+        Raises RequestError when the delta reports an error.
+        """
+        self.stats = delta.stats or self.stats
+        if self.ending is not None:
+            return 0
+        error = error_of(delta)
+        if error is not None:
+            raise error
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
+        ending: Ending | None = None
+        if delta.finish_reason is not None:
+            ending = "length" if delta.finish_reason == "length" else "stop"
+        piece = self.assembler.push(delta.tokens, ending, delta.stop_token)
+        if piece.text:
+            self.pending.parts.append(piece.text)
+        self.pending.tokens += delta.tokens[: piece.tokens]
+        self.pending.offsets += piece.offsets
+        if self.wants_logprobs:
+            self._keep_logprobs(delta, piece.tokens)
+        self.ending, self.stop = piece.ending, piece.stop
+        return piece.tokens
+
+    def take(self) -> Shown:
+        """Everything pending, which is then no longer pending."""
+        shown, self.pending = self.pending, Shown()
+        return shown
+
+    def _keep_logprobs(self, delta: Delta, num: int) -> None:
+        entries = delta.logprobs or []
+        if len(entries) < num:
+            raise EngineFailed(f"the engine sent {len(entries)} logprobs for {len(delta.tokens)} tokens")
+        self.pending.logprobs += entries[:num]
