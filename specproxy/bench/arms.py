@@ -13,6 +13,10 @@ OFF = "off"
 OFF_NUMERIC = "off-numeric"
 POLICY = "policy"
 
+ARM_HEADER = "x-specproxy-bench"
+"""Names the arm of a request, for the routes that a bench's own server has for it."""
+
+_OVERRIDE_HEADER = "x-specproxy-speculate"
 _WISH = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(;k=[1-9][0-9]*)?")
 
 
@@ -25,6 +29,20 @@ class Arm(Struct, frozen=True):
     wish: str | None
     numeric: bool = False
     peer: bool = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the arm says which drafter: routes of its own serve it where the server is ours."""
+        return self.wish is not None and self.wish != OFF
+
+    def headers(self, *, own_server: bool) -> dict[str, str]:
+        """What makes a server answer as this arm. A server that is not ours is asked to make an exception, which its
+        routes may refuse."""
+        if self.wish is None:
+            return {}
+        if own_server and self.chooses:
+            return {ARM_HEADER: self.name}
+        return {_OVERRIDE_HEADER: self.wish}
 
     @property
     def is_baseline(self) -> bool:

@@ -43,12 +43,14 @@ class Answer(Struct):
 
 
 class Client:
-    """Asks one server. ``salt`` keeps arms and repeats from finding each other's prompts in the prefix cache."""
+    """Asks one server. ``own``: it was started with a policy set derived for the run's arms. ``salt`` keeps arms and
+    repeats from finding each other's prompts in the prefix cache."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, model: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str, *, own: bool) -> None:
         self._session = session
         self._url = url
         self._model = model
+        self._own = own
 
     async def answer(self, record: Record, arm: Arm, *, max_tokens: int, salt: str, greedy: bool = False) -> Answer:
         """Stream one answer. A refused or broken request comes back as an Answer with an error, never raised."""
@@ -63,7 +65,7 @@ class Client:
         }
         if greedy:
             body["temperature"] = 0.0
-        headers = {} if arm.wish is None else {"x-specproxy-speculate": arm.wish}
+        headers = arm.headers(own_server=self._own)
         answer = Answer()
         started = time.perf_counter()
         try:

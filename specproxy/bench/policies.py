@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from specproxy.bench.arms import ARM_HEADER, Arm
 from specproxy.errors import StartError
 
+CLONES = "!bench.yaml"
+"""File of the cloned routes: its name sorts before any other, so that they are asked first."""
 
-def derive(source: Path, target: Path, *, exactness: str | None = None) -> None:
-    """Write the set of ``source`` into the folder ``target``, changed so that every route allows the override and
-    none holds out a share of its own; ``exactness`` (bitwise or numeric) replaces what the routes say.
 
-    Raises StartError where the folder holds no readable set; whether it is a *right* set is for the server to say.
+def derive(source: Path, target: Path, arms: Sequence[Arm] = (), *, exactness: str | None = None) -> None:
+    """Write the set of ``source`` into the folder ``target``, changed so that every arm can be served by it.
+
+    Every route lets a request switch speculation off, and none holds out a share of its own. For an arm that chooses
+    its drafter, each route is repeated with that choice, behind a condition on the header that names the arm.
+    ``exactness`` (bitwise or numeric) replaces what the routes say. Raises StartError where the folder holds no
+    readable set; whether it is a *right* set is for the server to say.
     """
     files = sorted(source.glob("*.yaml"))
     if not files:
@@ -24,17 +32,31 @@ def derive(source: Path, target: Path, *, exactness: str | None = None) -> None:
     if exactness is not None:
         forced["exactness"] = exactness
     documents = {file.name: _read(file) for file in files}
-    for document in documents.values():
-        for route in document.get("routes") or ():
-            route |= {key: value for key, value in forced.items() if key in route}
-    holder = next((d for d in documents.values() if "defaults" in d), None)
-    if holder is None:
-        holder = documents.setdefault("00-bench.yaml", {"version": 1})
+    routes = [route for document in documents.values() for route in document.get("routes") or ()]
+    for route in routes:
+        route |= {key: value for key, value in forced.items() if key in route}
+    clones = [_clone(route, arm) for arm in arms if arm.chooses for route in routes]
+    documents[CLONES] = {"version": 1, "routes": clones} if clones else {"version": 1}
+    holder = next((d for d in documents.values() if "defaults" in d), documents[CLONES])
     holder["defaults"] = (holder.get("defaults") or {}) | forced
     yaml = YAML(typ="safe", pure=True)
+    yaml.width = 2**16
+    yaml.representer.ignore_aliases = lambda data: True
     for name, document in documents.items():
         with (target / name).open("w", encoding="utf-8") as handle:
             yaml.dump(document, handle)
+
+
+def _clone(route: dict[str, Any], arm: Arm) -> dict[str, Any]:
+    """The same route for requests of ``arm``, speculating as the arm says."""
+    mine: dict[str, Any] = {"header": {ARM_HEADER: arm.name}}
+    match = {"all": [mine, route["match"]]} if route.get("match") else mine
+    drafter, _, k = (arm.wish or "").partition(";k=")
+    return route | {
+        "name": f"{route.get('name')}-{re.sub(r'[^A-Za-z0-9]+', '-', arm.name)}",
+        "match": match,
+        "speculate": {"drafters": drafter, "k": int(k) if k else "auto"},
+    }
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Answerers(Struct, frozen=True):
 async def running_server(plan: Plan, url: str, api_key: str | None) -> AsyncIterator[Answerers]:
     """Measure a server that runs already."""
     async with make_session(api_key, plan.concurrency) as session:
-        client, facts = await _client(session, url)
+        client, facts = await _client(session, url, own=False)
         yield Answerers(client, None, None, {"server": {"given": facts}})
 
 
@@ -88,10 +88,10 @@ async def own_servers(
             work = root / kind
             policies = work / "policies"
             policies.mkdir(parents=True)
-            derive(Path(config.policies), policies, exactness="numeric" if kind == "numeric" else None)
+            derive(Path(config.policies), policies, plan.arms, exactness="numeric" if kind == "numeric" else None)
             wanted = _numeric(config) if kind == "numeric" else config
             server = await stack.enter_async_context(own_server(wanted, policies, work))
-            clients[kind], facts[kind] = await _client(session, server.url)
+            clients[kind], facts[kind] = await _client(session, server.url, own=True)
             facts[kind]["ready_s"] = round(server.ready_s, 2)
         yield Answerers(clients["bitwise"], clients.get("numeric"), peers, {"server": facts})
 
@@ -147,9 +147,9 @@ def notes(plan: Plan, facts: dict[str, Any]) -> Sequence[str]:
     return lines
 
 
-async def _client(session: aiohttp.ClientSession, url: str) -> tuple[Client, dict[str, Any]]:
+async def _client(session: aiohttp.ClientSession, url: str, *, own: bool) -> tuple[Client, dict[str, Any]]:
     model = await served_model(session, url)
-    return Client(session, url, model), {"url": url, "model": model, **await readiness(session, url)}
+    return Client(session, url, model, own=own), {"url": url, "model": model, **await readiness(session, url)}
 
 
 def _numeric(config: StartConfig) -> StartConfig:

@@ -35,9 +35,10 @@ OVERHEAD_CONCURRENCY = 8
 """Requests at a time of the overhead measurement's second half."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.description = DESCRIPTION
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser("bench", help="measure speculation on against off", description=DESCRIPTION)
+    parser.set_defaults(run=run_command)
     parser.add_argument("prompts", nargs="?", type=Path, help="JSONL prompt file; default: the bundled mix")
     parser.add_argument("--arms", default="policy", help=ARMS_HELP)
     parser.add_argument("--categories", default="", help="comma-separated; default: all")
