@@ -103,9 +103,10 @@ class DraftBatch:
 
 
 class Drafter(Protocol):
-    """A source of guesses. Called from the engine's thread only."""
+    """A source of guesses. Called from the engine's thread only. ``fingerprint``: identity of options and weights."""
 
     name: str
+    fingerprint: str
     needs: Needs
 
     def prefill(self, ctx: DraftContext) -> None:

@@ -111,7 +111,8 @@ class DraftModel:
             progress = row.state if isinstance(row.state, _Progress) else self._begin(row)
             row.state = progress
             done, tokens = progress.tokens, row.tokens
-            same, limit = progress.committed, min(len(done), len(tokens) - 1)
+            limit = min(len(done), len(tokens) - 1)
+            same = min(progress.committed, limit)
             while same < limit and done[same] == tokens[same]:
                 same += 1
             del done[same:]

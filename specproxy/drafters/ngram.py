@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
-from specproxy.drafters.registry import Host, Options, read_options
+from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.vocabulary import MAX_TREE_NODES
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
@@ -64,6 +65,7 @@ class NgramDrafter:
 
     def __init__(self, name: str, options: NgramOptions) -> None:
         self.name = name
+        self.fingerprint = fingerprint("ngram", msgspec.structs.asdict(options))
         self.needs = Needs(max_k=options.max_k, prior=_PRIOR)
         self._min_n = options.min_n
         self._max_n = options.max_n

@@ -15,10 +15,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import msgspec
 from msgspec import Struct
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
-from specproxy.drafters.registry import Host, Options, read_options
+from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.vocabulary import MAX_TREE_NODES
 
 _REACH = 8
@@ -158,6 +159,7 @@ class PredictionDrafter:
 
     def __init__(self, name: str, options: PredictionOptions) -> None:
         self.name = name
+        self.fingerprint = fingerprint("prediction", msgspec.structs.asdict(options))
         self.needs = Needs(max_k=options.max_k, prior=_PRIOR)
 
     def prefill(self, ctx: DraftContext) -> None:

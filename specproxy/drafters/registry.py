@@ -36,6 +36,30 @@ class Host(Protocol):
         """Tokens of context that the target is served with."""
         ...
 
+    @property
+    def device(self) -> str:
+        """Where the target runs: "cpu", "cuda"."""
+        ...
+
+    @property
+    def tokenizer(self) -> str:
+        """Identity of the target's vocabulary (models.loading.tokenizer_hash)."""
+        ...
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the pool, reserved ones included: a drafter with KV in the pool has as many."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page."""
+        ...
+
+    def on_allocate(self, listener: Callable[[int], None]) -> None:
+        """Call ``listener`` with every page that changes hands, before its new owner writes to it."""
+        ...
+
 
 Loader = Callable[[str, Options, Host], Drafter]
 """(declared name, options, host) -> drafter. Raises ConfigError for options, ModelLoadError for weights."""

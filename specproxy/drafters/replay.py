@@ -25,7 +25,7 @@ import numpy as np
 from msgspec import Struct
 
 from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Needs
-from specproxy.drafters.registry import Host, Options, read_options
+from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.errors import ConfigError
 from specproxy.vocabulary import MAX_TREE_NODES
 
@@ -66,6 +66,7 @@ class ReplayDrafter:
 
     def __init__(self, name: str, options: ReplayOptions, scripts: Scripts, vocab_size: int) -> None:
         self.name = name
+        self.fingerprint = fingerprint("replay", msgspec.structs.asdict(options))
         self.needs = Needs(max_k=options.max_k)
         self._options = options
         self._scripts = scripts

@@ -9,21 +9,20 @@ from pathlib import Path
 
 import torch
 
-from specproxy.config.schema import DrafterConfig, EngineConfig, ModelConfig
+from specproxy.config.schema import DrafterConfig, EngineConfig
 from specproxy.drafters import registry
 from specproxy.drafters.base import Drafter
 from specproxy.engine.controller import Controller
 from specproxy.engine.drafting import Drafting
 from specproxy.engine.loop import Engine
 from specproxy.engine.memory import count_pages
-from specproxy.engine.numerics import proven_rules
+from specproxy.engine.numerics import describe, proven_rules
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.warmup import measure
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import KVBuffers
-from specproxy.models.base import StepModel
 from specproxy.models.loading import load_model, tokenizer_hash, tokenizer_size
 from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
 
@@ -47,6 +46,11 @@ class DrafterHost:
         """Call ``listener`` with every page that changes hands."""
         self.listeners.append(listener)
 
+    def page_allocated(self, page: int) -> None:
+        """Tell every listener."""
+        for listener in self.listeners:
+            listener(page)
+
 
 @dataclass
 class Assembled:
@@ -68,7 +72,7 @@ class Assembled:
         for sequence in self.engine.scheduler.all():
             sequence.drafts.pop(name, None)
             sequence.begun.discard(name)
-        self.engine.drafting.drafters.pop(name, None)
+        self.engine.drafting.forget(name)
         self.configs.pop(name, None)
 
     def drafter_infos(self) -> list[DrafterInfo]:
@@ -117,17 +121,23 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
     except (RuntimeError, MemoryError) as error:
         raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
     host.on_allocate(kv.zero_page)
+    host.on_allocate(kv.zero_page)
     drafters: dict[str, Drafter] = {}
     for name, drafter_config in config.drafters.items():
         progress(f"loading drafter {name}")
         drafters[name] = load_drafter(name, drafter_config, host)
     progress("measuring step times")
     runner = Runner(model, kv, rules)
-    controller = Controller(measure(runner, drafters, host), time.monotonic)
-    drafting = Drafting(drafters, controller, trees=False, max_rows=wanted.max_sequences)
-    pool = PagePool(num_pages, PAGE_SIZE, lambda page: [listener(page) for listener in host.listeners] and None)
+    controller = Controller(measure(runner, drafters, host.vocab_size), time.monotonic)
+    drafting = Drafting(drafters, controller, time.monotonic, trees=False, max_rows=wanted.max_sequences)
+    pool = PagePool(num_pages, PAGE_SIZE, host.page_allocated)
     scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, drafting.release)
     engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic)
-    return Assembled(
-        engine, host, _model_info(wanted, model, folder, host), _numerics(model, rules), dict(config.drafters)
+    info = ModelInfo(
+        name=wanted.name or Path(wanted.path).name,
+        fingerprint=model.spec.fingerprint,
+        max_model_len=model.spec.max_len,
+        vocab_size=host.vocab_size,
+        eos_token_ids=list(model.spec.eos_token_ids),
     )
+    return Assembled(engine, host, info, describe(model, rules), dict(config.drafters))

@@ -6,24 +6,35 @@ Device drafters are asked only for the rows and lengths that the controller chos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
-from specproxy.engine.controller import Candidate, Choice, Controller
+from specproxy.engine.controller import Candidate, Choice, Controller, Request
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import first_chain, is_chain
 from specproxy.vocabulary import MAX_TREE_NODES
 
 
 @dataclass
+class _Guess:
+    """What a host drafter would say."""
+
+    tokens: list[int]
+    parents: list[int]
+    bucket: int
+
+
+@dataclass
 class Draft:
-    """A row's draft tree. ``choice`` is ``None`` where nothing was drafted."""
+    """A row's draft tree. ``choice`` is ``None`` where nothing was drafted; ``said``: what host drafters guessed."""
 
     tokens: list[int]
     parents: list[int]
     choice: Choice | None = None
+    said: dict[str, _Guess] = field(default_factory=dict)
 
 
 NO_DRAFT = Draft([], [])
@@ -40,9 +51,18 @@ class Budget(Protocol):
 class Drafting:
     """The loaded drafters and the controller that chooses among them."""
 
-    def __init__(self, drafters: dict[str, Drafter], controller: Controller, trees: bool, max_rows: int) -> None:
+    def __init__(
+        self,
+        drafters: dict[str, Drafter],
+        controller: Controller,
+        clock: Callable[[], float],
+        *,
+        trees: bool,
+        max_rows: int,
+    ) -> None:
         self.drafters = drafters
         self._controller = controller
+        self._clock = clock
         self._trees = trees
         self._rows = max_rows
         self._batches: dict[str, DraftBatch] = {}
@@ -52,9 +72,14 @@ class Drafting:
         sequence.begun.clear()
         for name, row in sequence.drafts.items():
             row.state = None
-            drafter = self.drafters.get(name)
-            if drafter is not None:
-                drafter.release(sequence.id)
+            if name in self.drafters:
+                self.drafters[name].release(sequence.id)
+
+    def forget(self, name: str) -> None:
+        """A drafter was unloaded."""
+        self.drafters.pop(name, None)
+        self._batches.pop(name, None)
+        self._controller.forget(name)
 
     def propose(self, sequences: Rows[Sequence], budget: Budget) -> list[Draft]:
         """One draft per sequence, in order."""
@@ -63,38 +88,40 @@ class Drafting:
             return [NO_DRAFT] * len(sequences)
         caps = {s.id: self._caps(s, budget) for s in active}
         guesses = self._ask_host(active, caps)
-        rows = len(sequences)
-        choices: dict[str, Choice] = {}
-        for s in active:
-            candidates = self._candidates(s, caps[s.id], guesses.get(s.id, {}))
-            if candidates:
-                group = s.row(candidates[0].drafter).group
-                choices[s.id] = self._controller.choose(group, s.decision, candidates, rows)
+        requests = [
+            Request(s.group, s.decision, self._candidates(s, caps[s.id], guesses.get(s.id, {}))) for s in active
+        ]
+        choices = self._controller.plan(requests, len(sequences))
         drafts: dict[str, Draft] = {}
         wanted: dict[str, list[tuple[Sequence, Choice]]] = {}
-        for s in active:
-            choice = choices.get(s.id)
-            if choice is None or choice.k == 0 or choice.drafter is None:
+        for s, choice in zip(active, choices, strict=True):
+            said = guesses.get(s.id, {})
+            drafts[s.id] = Draft([], [], None, said)
+            if choice.drafter is None:
                 continue
-            guess = guesses.get(s.id, {}).get(choice.drafter)
-            if guess is not None:
-                drafts[s.id] = self._shape(s, guess.tokens[: choice.k], guess.parents[: choice.k], choice)
-            else:
+            guess = said.get(choice.drafter)
+            if guess is None:
                 wanted.setdefault(choice.drafter, []).append((s, choice))
+            else:
+                drafts[s.id] = self._shape(s, guess.tokens[: choice.k], guess.parents[: choice.k], choice, said)
         for name, group_rows in wanted.items():
-            drafts.update(self._ask_device(name, group_rows))
+            self._ask_device(name, group_rows, drafts)
         return [drafts.get(s.id, NO_DRAFT) for s in sequences]
 
-    def settle(self, sequence: Sequence, draft: Draft, accepted: int) -> None:
-        """Book how a draft fared."""
+    def settle(self, sequence: Sequence, draft: Draft, accepted: int, output: Rows[int]) -> None:
+        """Book how a draft fared. ``output``: what the row committed; it also judges guesses that were not used."""
         choice = draft.choice
+        for name, guess in draft.said.items():
+            if is_chain(guess.parents):
+                self._controller.observe_guess(sequence.group, name, guess.bucket, guess.tokens, output)
         if choice is None or choice.drafter is None:
             return
         drafted = len(draft.tokens)
         sequence.count(choice.drafter, drafted, accepted)
         row = sequence.row(choice.drafter)
         row.accepted = accepted
-        self._controller.observe(row.group, choice.drafter, choice.bucket, drafted, accepted)
+        if choice.drafter not in draft.said:
+            self._controller.observe(sequence.group, choice.drafter, choice.bucket, drafted, accepted)
         self.drafters[choice.drafter].commit(DraftContext([row]))
 
     def _caps(self, s: Sequence, budget: Budget) -> dict[str, int]:
@@ -151,31 +178,36 @@ class Drafting:
                 continue
             guess = guesses.get(name)
             if guess is not None:
-                out.append(Candidate(name, min(caps[name], len(guess.tokens)), guess.bucket, True))
+                prior = self.drafters[name].needs.prior[guess.bucket]
+                out.append(Candidate(name, min(caps[name], len(guess.tokens)), guess.bucket, True, prior))
             elif self.drafters[name].needs.place == "device":
-                out.append(Candidate(name, caps[name], 0, False))
+                out.append(Candidate(name, caps[name], 0, False, self.drafters[name].needs.prior[0]))
         return out
 
-    def _ask_device(self, name: str, wanted: Rows[tuple[Sequence, Choice]]) -> dict[str, Draft]:
+    def _ask_device(self, name: str, wanted: Rows[tuple[Sequence, Choice]], drafts: dict[str, Draft]) -> None:
+        """Let a device drafter draft for the rows that chose it; its time goes into the cost table."""
         drafter, batch = self.drafters[name], self._batch(name)
-        out: dict[str, Draft] = {}
         for start in range(0, len(wanted), self._rows):
             part = wanted[start : start + self._rows]
             rows = [self._row(s, name, choice.k) for s, choice in part]
             batch.clear(len(rows))
+            began = self._clock()
             drafter.propose(DraftContext(rows), batch)
+            self._controller.observe_chain(name, len(rows), max(row.k for row in rows), self._clock() - began)
             for i, (s, choice) in enumerate(part):
                 n = int(batch.n[i])
                 if n:
-                    out[s.id] = self._shape(s, batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist(), choice)
-        return out
+                    tokens, parents = batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist()
+                    drafts[s.id] = self._shape(s, tokens, parents, choice, drafts[s.id].said)
 
-    def _shape(self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice) -> Draft:
+    def _shape(
+        self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice, said: dict[str, _Guess]
+    ) -> Draft:
         """A tree where trees are proven or the route allows numeric; else its preferred chain."""
         if not is_chain(parents) and not (self._trees or s.decision.exactness == "numeric"):
             path = first_chain(parents)
             tokens, parents = [tokens[i] for i in path], list(range(-1, len(path) - 1))
-        return Draft(tokens, parents, choice)
+        return Draft(tokens, parents, choice, said)
 
     def _row(self, s: Sequence, name: str, k: int) -> DraftRow:
         """The sequence's row for a drafter that may draft ``k`` nodes; the drafter has seen what is committed."""
@@ -192,10 +224,3 @@ class Drafting:
             nodes = min(MAX_TREE_NODES, self.drafters[name].needs.max_k)
             batch = self._batches[name] = DraftBatch.allocate(self._rows, nodes)
         return batch
-
-
-@dataclass
-class _Guess:
-    tokens: list[int]
-    parents: list[int]
-    bucket: int

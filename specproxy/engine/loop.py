@@ -44,6 +44,7 @@ class Engine:
         self._clock = clock
         self._eos = frozenset(runner.model.spec.eos_token_ids)
         self._early: list[Delta] = []
+        self._prefilled = False
 
     @property
     def idle(self) -> bool:
@@ -87,16 +88,18 @@ class Engine:
                 sequence.decision = decision
 
     def step(self) -> list[Delta]:
-        """One round: at most one prefill chunk, then one decode step of everyone who can."""
+        """One prefill chunk or one decode step of everyone who can; the two alternate, so neither waits for long."""
         deltas, self._early = self._early, []
         now = self._clock()
         for sequence in self.scheduler.admit():
             sequence.stats.queued_s = now - sequence.arrival
         prompt = self.scheduler.next_prefill()
-        if prompt is not None:
-            deltas += self._prefill(prompt)
-        deltas += self._decode(self.scheduler.decoding())
-        return deltas
+        decoding = self.scheduler.decoding()
+        if prompt is not None and not (decoding and self._prefilled):
+            self._prefilled = True
+            return deltas + self._prefill(prompt)
+        self._prefilled = False
+        return deltas + self._decode(decoding)
 
     def _prefill(self, s: Sequence) -> list[Delta]:
         """The next chunk of a prompt; the last one samples the first token (or finds it already known)."""
@@ -200,8 +203,8 @@ class Engine:
             nodes = len(draft.tokens)
             accepted, bonus = walk(draft.tokens, draft.parents, nodes, sampled[at : at + 1 + nodes])
             self._keep_path(s, draft, replayed, accepted)
-            self.drafting.settle(s, draft, len(accepted))
             tokens = [*(draft.tokens[i] for i in accepted), bonus]
+            self.drafting.settle(s, draft, len(accepted), tokens)
             deltas.append(self._commit(s, tokens, logits, [at, *(at + 1 + i for i in accepted)]))
         return deltas
 

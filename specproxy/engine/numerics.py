@@ -30,7 +30,7 @@ def numerics_fingerprint(model: StepModel) -> str:
     facts = [
         SELFTEST_VERSION,
         device,
-        torch.__version__,
+        str(torch.__version__),
         version("transformers"),
         torch.get_num_threads(),
         torch.backends.cpu.get_cpu_capability(),
@@ -77,7 +77,7 @@ def describe(model: StepModel, rules: Rules) -> Numerics:
         fingerprint=numerics_fingerprint(model),
         device=model.spec.device,
         dtype=str(model.spec.dtype).removeprefix("torch."),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         exactness=rules.exactness,
         widths=list(rules.widths),
         prefill_width=rules.prefill_rows,

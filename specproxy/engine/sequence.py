@@ -65,6 +65,11 @@ class Sequence:
         """Committed tokens that lack KV: one in plain decoding, more after a resume."""
         return self.tokens[self.computed :]
 
+    @property
+    def group(self) -> str:
+        """Whose statistics and indices it shares: its route's, within its tenant."""
+        return f"{self.decision.route}\0{self.submission.salt}"
+
     def row(self, drafter: str) -> DraftRow:
         """The sequence as ``drafter`` sees it; the same object for the sequence's whole life."""
         row = self.drafts.get(drafter)
@@ -74,7 +79,7 @@ class Sequence:
                 tokens=self.tokens,
                 num_prompt=self.num_prompt,
                 k=0,
-                group=f"{self.decision.route}\0{self.submission.salt}",
+                group=self.group,
                 sampler=self.sampler,
                 prediction=self.submission.prediction,
                 pages=self.table,
