@@ -87,7 +87,8 @@ def _perturb_host(words: np.ndarray) -> np.ndarray:
     np.log1p(words, out=words)
     np.negative(words, out=words)
     np.log(words, out=words)
-    return np.negative(words, out=words)
+    np.negative(words, out=words)
+    return words
 
 
 def philox(counter: Words, seed: int) -> Words:

@@ -74,7 +74,8 @@ class History:
             ids, count, prompt, bias = ids[inside], count[inside], prompt[inside], bias[inside]
         values = x[ids]
         if self._repetition != 1.0:
-            penalised = np.where(values > 0, values / self._repetition, values * self._repetition)
+            with np.errstate(over="ignore"):
+                penalised = np.where(values > 0, values / self._repetition, values * self._repetition)
             values = np.where(prompt | (count > 0), penalised, values)
         if self._frequency != 0.0:
             values -= self._frequency * count

@@ -12,7 +12,7 @@ BLOCK_ELEMENTS = 2**16
 cache and the allocator's reused memory."""
 
 _LOOKAHEAD = 128
-"""Positions that may stay cached: two of the deepest drafts."""
+"""Positions that may stay cached: two of the deepest drafts. A block is never longer than half of it."""
 
 
 class Noise:
@@ -27,7 +27,7 @@ class Noise:
         self._choice = choice
         self._vocab_size = vocab_size
         self._device = device
-        self._positions = max(1, BLOCK_ELEMENTS // vocab_size)
+        self._positions = max(1, min(_LOOKAHEAD // 2, BLOCK_ELEMENTS // vocab_size))
         self._most = _LOOKAHEAD // self._positions + 2
         self._blocks: dict[int, torch.Tensor] = {}
 
