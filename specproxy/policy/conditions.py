@@ -113,6 +113,18 @@ def _part(part: Condition, facts: Facts) -> str:
     return f"{decider.where} is {seen}, wanted {wanted}" if isinstance(decider, Leaf) else f"({seen}: {wanted})"
 
 
+def failures(condition: Condition, facts: Facts) -> Iterator[Condition]:
+    """The conditions that keep ``condition`` from holding: the first of a list, one per alternative of an ``any``."""
+    holds, decider = condition.evaluate(facts)
+    if holds:
+        return
+    if isinstance(decider, AnyOf):
+        for part in decider.parts:
+            yield from failures(part, facts)
+    else:
+        yield decider
+
+
 def show_seen(value: object) -> str:
     """A value seen in a request, short enough for a line."""
     if value is None:

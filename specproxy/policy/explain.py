@@ -5,14 +5,15 @@ It asks the same conditions, limits and overrides as ``decide`` does, and only w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from specproxy.errors import InvalidRequest
-from specproxy.policy.conditions import show_seen
+from specproxy.policy.conditions import failures
 from specproxy.policy.facts import OVERRIDE_HEADER, Facts
 from specproxy.policy.inherit import Origin, as_names, k_range, speculation
 from specproxy.policy.policy import CompiledRoute, PolicySet, Verdict
@@ -35,17 +36,23 @@ _SETTINGS: tuple[tuple[str, ...], ...] = (
 )
 
 
+class ConditionTrace(Struct, frozen=True):
+    """A condition with the value that it saw and the one that it wanted."""
+
+    condition: str
+    seen: str
+    wanted: str
+
+
 class RouteTrace(Struct, frozen=True):
-    """What one route said. ``condition``: the one that decided, with what it saw and wanted; all empty where the route
-    takes every request or was not asked."""
+    """What one route said. ``conditions``: the one that decided, or, where no alternative of an ``any`` held, the one
+    of each; empty where the route takes every request or was not asked."""
 
     route: str
     file: str
     line: int
-    outcome: str
-    condition: str = ""
-    seen: str = ""
-    wanted: str = ""
+    outcome: Literal["yes", "no", "takes every request", "not asked"]
+    conditions: list[ConditionTrace] = []
 
 
 class FieldOrigin(Struct, frozen=True):
@@ -112,8 +119,9 @@ def _trace(route: CompiledRoute, chosen: CompiledRoute, routes: Sequence[Compile
     if route.condition is None:
         return RouteTrace(*where, "takes every request")
     holds, decider = route.condition.evaluate(facts)
-    seen, wanted = decider.describe(facts)
-    return RouteTrace(*where, "matches" if holds else "does not match", decider.where or "match", seen, wanted)
+    deciders = [decider] if holds else failures(route.condition, facts)
+    conditions = [ConditionTrace(item.where or "match", *item.describe(facts)) for item in deciders]
+    return RouteTrace(*where, "yes" if holds else "no", conditions)
 
 
 def _fields(route: CompiledRoute, verdict: Verdict | None) -> Iterator[FieldOrigin]:
@@ -166,13 +174,16 @@ def shown_k(decision: Decision) -> str:
     return f"{decision.k_min} to {'the drafter’s own limit' if decision.k_max is None else decision.k_max}"
 
 
-def _changes(
-    policies: PolicySet, chosen: CompiledRoute, traces: list[RouteTrace], facts: Facts, verdict: Verdict | None
-) -> Iterator[str]:
+def _subject(where: str) -> str:
+    """``any[2].metadata.category`` as ``metadata.category``."""
+    return re.sub(r"^((any|all)\[\d+\]\.?)+", "", where) or where
+
+
+def _changes(policies: PolicySet, chosen: CompiledRoute, facts: Facts, verdict: Verdict | None) -> Iterator[str]:
     """What would have to be different for another decision."""
     for trace in traces:
-        if trace.outcome == "does not match":
-            yield f"{trace.condition}: {trace.wanted}, instead of {trace.seen}, would open the way to route {trace.route}"
+        for item in trace.conditions if trace.outcome == "no" else ():
+            yield f"{_subject(item.condition)} {item.wanted} (it is {item.seen}): towards route {trace.route}"
     later = policies.routes[policies.routes.index(chosen) + 1 :]
     following = next((route for route in later if route.matches(facts) is not None), None)
     if chosen.condition is not None and following is not None:
@@ -182,8 +193,8 @@ def _changes(
         yield f"header {OVERRIDE_HEADER}: off, auto or one of {names}, with ;k=N for k of {chosen.allowance.k}"
     elif not chosen.allowance.allowed:
         yield f"override: true on the route would let a request choose; it is {chosen.effective.origin('override')}"
-    origin = chosen.effective.origin("speculate", "k")
-    if verdict is not None and not verdict.decision.drafters and chosen.allowance.k.off:
-        yield f"nothing is drafted because of {origin}"
-    if verdict is not None and not verdict.decision.drafters and not chosen.allowance.k.off and not verdict.overridden:
-        yield f"nothing is drafted because no drafter is loaded; declared drafters: {show_seen(None)}"
+    if verdict is not None and not verdict.decision.drafters and not verdict.overridden:
+        off = chosen.allowance.k.off
+        yield (
+            f"a k above 0: it is {_k_origin(chosen)}" if off else "a drafter in the start configuration: there is none"
+        )
