@@ -179,7 +179,9 @@ def _subject(where: str) -> str:
     return re.sub(r"^((any|all)\[\d+\]\.?)+", "", where) or where
 
 
-def _changes(policies: PolicySet, chosen: CompiledRoute, facts: Facts, verdict: Verdict | None) -> Iterator[str]:
+def _changes(
+    policies: PolicySet, chosen: CompiledRoute, traces: list[RouteTrace], facts: Facts, verdict: Verdict | None
+) -> Iterator[str]:
     """What would have to be different for another decision."""
     for trace in traces:
         for item in trace.conditions if trace.outcome == "no" else ():
