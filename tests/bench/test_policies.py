@@ -1,0 +1,76 @@
+"""The policy set of a bench's own server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specproxy.bench.arms import ARM_HEADER, parse_arms
+from specproxy.bench.policies import derive
+from specproxy.config.load import load_start_config
+from specproxy.errors import StartError
+from specproxy.policy.catalogue import Catalogue
+from specproxy.policy.facts import extract_facts
+from specproxy.policy.policy import PolicySet, Verdict
+
+SHIPPED = Path(__file__).parents[2] / "policies"
+CREATIVE = {"temperature": 1.0, "messages": [{"role": "user", "content": "Tell me a story."}]}
+
+
+@pytest.fixture
+def derived(tmp_path: Path) -> PolicySet:
+    """The shipped set, derived for four arms."""
+    derive(SHIPPED, tmp_path, parse_arms(["policy", "auto", "ngram;k=8"], numeric=True))
+    return PolicySet.load(tmp_path, Catalogue.from_config(load_start_config()))
+
+
+def decide(policies: PolicySet, body: dict[str, object], headers: dict[str, str]) -> Verdict:
+    """The verdict on a chat request."""
+    return policies.decide(extract_facts("/v1/chat/completions", headers, body))
+
+
+def test_the_policy_arm_is_served_as_shipped(derived: PolicySet) -> None:
+    """Without a header the routes decide as the user's set does."""
+    shipped = PolicySet.load(SHIPPED, Catalogue.from_config(load_start_config()))
+    for body in (CREATIVE, CREATIVE | {"temperature": 0.0}, CREATIVE | {"metadata": {"category": "json"}}):
+        ours, theirs = (decide(policies, body, {}).decision for policies in (derived, shipped))
+        assert (ours.route, ours.drafters, ours.k_min, ours.k_max) == (
+            theirs.route,
+            theirs.drafters,
+            theirs.k_min,
+            theirs.k_max,
+        )
+
+
+def test_any_route_can_be_switched_off(derived: PolicySet) -> None:
+    """The override header turns speculation off everywhere."""
+    for body in (CREATIVE, CREATIVE | {"temperature": 0.0}):
+        assert decide(derived, body, {"x-specproxy-speculate": "off"}).decision.drafters == ()
+
+
+def test_an_arm_reaches_even_a_route_that_is_off(derived: PolicySet) -> None:
+    """The arm's own route comes first and speculates as the arm says, whatever the shipped route allows."""
+    decision = decide(derived, CREATIVE, {ARM_HEADER: "ngram;k=8"}).decision
+    assert (decision.route, decision.drafters, decision.k_max) == ("creative-ngram-k-8", ("ngram",), 8)
+    assert decide(derived, CREATIVE, {ARM_HEADER: "auto"}).decision.auto
+
+
+def test_exactness_can_be_replaced(tmp_path: Path) -> None:
+    """The numeric server's set is numeric on every route."""
+    derive(SHIPPED, tmp_path, exactness="numeric")
+    policies = PolicySet.load(tmp_path, Catalogue.from_config(load_start_config()))
+    assert decide(policies, CREATIVE, {}).decision.exactness == "numeric"
+
+
+def test_a_folder_without_policies_is_refused(tmp_path: Path) -> None:
+    """Measuring nothing is not an option."""
+    with pytest.raises(StartError, match="holds no policy files"):
+        derive(tmp_path, tmp_path / "out")
+
+
+def test_broken_yaml_is_named(tmp_path: Path) -> None:
+    """A file that is no YAML ends with its name."""
+    (tmp_path / "10-broken.yaml").write_text("routes: [")
+    with pytest.raises(StartError, match=r"10-broken\.yaml: cannot be read as YAML"):
+        derive(tmp_path, tmp_path / "out")
