@@ -57,7 +57,7 @@ def encode_prediction(context: ApiContext, text: str) -> list[int]:
     ids = [] if context.tokenizer.least_tokens(text) > limit else context.tokenizer.encode(text, special=False)
     if not 0 < len(ids) <= limit:
         raise InvalidRequest(
-            f"`prediction` has more than the {limit} tokens of this model's context", param="prediction.content"
+            f"`prediction.content` has more than the {limit} tokens of this model's context", param="prediction.content"
         )
     return ids
 
