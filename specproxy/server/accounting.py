@@ -70,7 +70,6 @@ class Account:
         record = self.record
         by_name = {counts.drafter: counts for counts in record.drafts}
         for item in stats:
-            record.cached_tokens += item.cached_tokens
             record.steps += item.steps
             record.queued_s = max(record.queued_s, item.queued_s)
             record.reason = record.reason or item.reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -30,7 +30,6 @@ class Endpoint:
 
     def __init__(self, parse: Parser) -> None:
         self._parse = parse
-        self._serials = itertools.count()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
@@ -39,7 +38,7 @@ class Endpoint:
         with state.admission.enter() as ticket:
             body = await read_body(request, state.config.server.max_body_mb * 2**20, state.config.server.body_timeout_s)
             parsed = await self._parsed(body, served.context)
-            origin = Origin(dict(request.headers), request[KEY_ID], f"{parsed.endpoint}{next(self._serials)}")
+            origin = Origin(dict(request.headers), request[KEY_ID], uuid.uuid4().hex)
             job = plan(state, served, parsed, request[ACCOUNT], origin)
             ticket.grow_to(len(job.submissions))
             try:
@@ -84,6 +83,8 @@ async def stream(request: web.Request, state: State, job: Job) -> web.StreamResp
                 data = b"".join([job.take(generation, index, delta) for index, delta in batch])
                 if data or not batch:
                     await events.write(data or KEEP_ALIVE)
+        # Nothing may be awaited behind the last byte: a client that then closes would cancel a request that is done.
+        async with _deadline(job):
             return await events.end(job.finish())
     except ConnectionError:
         raise
@@ -98,13 +99,21 @@ async def stream(request: web.Request, state: State, job: Job) -> web.StreamResp
 
 @asynccontextmanager
 async def _running(state: State, job: Job) -> AsyncIterator[Generation]:
-    """The job's sequences, within its time limit. Raises TimedOut."""
+    """The job's sequences, within its time limit, where a drain can reach them."""
     generation = Generation(job.backend, job.submissions)
     state.active.add(generation)
     try:
-        async with asyncio.timeout(job.remaining_s), generation:
+        async with _deadline(job), generation:
             yield generation
-    except TimeoutError:
-        raise TimedOut("the request did not finish within its route's timeout_s") from None
     finally:
         state.active.discard(generation)
+
+
+@asynccontextmanager
+async def _deadline(job: Job) -> AsyncIterator[None]:
+    """Raises TimedOut when the job's time is up."""
+    try:
+        async with asyncio.timeout(job.remaining_s):
+            yield
+    except TimeoutError:
+        raise TimedOut("the request did not finish within its route's limit (timeout_s)") from None

@@ -60,6 +60,7 @@ class Job:
     def book(self) -> None:
         """Put what the engine reported into the record; once, however the request ends."""
         self.account.add_stats(self.stats.values())
+        self.account.record.cached_tokens = self.answer.cached_tokens
         self.stats.clear()
 
     def disclose(self) -> dict[str, Any]:

@@ -19,14 +19,15 @@ import uvloop
 from specproxy.config.keys import KeyRing
 from specproxy.errors import Draining
 from specproxy.policy.catalogue import Catalogue
-from specproxy.policy.watch import PolicyStore
+from specproxy.policy.policy import PolicySet
+from specproxy.policy.watch import LoadFailure, PolicyStore
 from specproxy.server.admission import Admission
 from specproxy.server.api import ApiContext
 from specproxy.server.app import build_app, listen
 from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.launch import Launch
 from specproxy.server.logs import configure_logs, engine_line
-from specproxy.server.metrics import Metrics
+from specproxy.server.metrics import SHORT_REVISION, Metrics
 from specproxy.server.model_folder import fetched_folder, local_folder
 from specproxy.server.state import Served, State
 from specproxy.server.supervisor import Supervisor
@@ -52,7 +53,11 @@ def run_server(launch: Launch, keys: KeyRing, announcer: Announcer) -> int:
     configure_logs(launch.config.log)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Server(launch, keys, announcer).run())
+        return runner.run(_serve(launch, keys, announcer))
+
+
+async def _serve(launch: Launch, keys: KeyRing, announcer: Announcer) -> int:
+    return await Server(launch, keys, announcer).run()
 
 
 class Server:
@@ -77,12 +82,14 @@ class Server:
         )
         metrics.queue_limit.set(config.server.max_queue)
         backend.observers += [metrics, self]
+        self._state.policies.subscribe(self._policies_changed, self._policies_refused)
         self._supervisor = Supervisor(backend, launch.start_again, launch.process, self._engine_said)
 
     async def run(self) -> int:
         """Start, serve, drain. Raises StartError."""
         state, backend = self._state, self._state.backend
         self._handle_signals()
+        self._policies_changed(state.policies.current)
         async with contextlib.AsyncExitStack() as stack:
             await backend.listen(self._launch.engine_listener)
             supervision = asyncio.create_task(self._supervisor.run())
@@ -90,6 +97,7 @@ class Server:
             stack.push_async_callback(backend.close)
             runner = await listen(build_app(state), self._launch.listener)
             stack.push_async_callback(runner.cleanup)
+            structlog.get_logger().info("listening", url=self._launch.url)
             if not await self._load():
                 return 0
             watching = asyncio.create_task(state.policies.watch())
@@ -123,7 +131,17 @@ class Server:
         # What is loaded now stays to the end: collections need not look at it again.
         gc.collect()
         gc.freeze()
-        self._announcer.ready(self._launch, hello, state.policies, time.monotonic() - self._launch.started)
+        elapsed_s = time.monotonic() - self._launch.started
+        structlog.get_logger().info(
+            "ready",
+            url=self._launch.url,
+            model=context.name,
+            drafters=[drafter.name for drafter in hello.drafters],
+            exactness=hello.numerics.exactness,
+            policies=state.policies.current.hash[:SHORT_REVISION],
+            seconds=round(elapsed_s, 2),
+        )
+        self._announcer.ready(self._launch, hello, state.policies, elapsed_s)
         return True
 
     async def _drain(self) -> None:
@@ -154,6 +172,18 @@ class Server:
 
     def engine_stats(self, stats: Stats) -> None:
         """Nothing to do: the metrics book them."""
+
+    def _policies_changed(self, policies: PolicySet) -> None:
+        self._state.metrics.policy_in_force(policies.hash)
+        log = structlog.get_logger()
+        log.info("policies in force", revision=policies.hash[:SHORT_REVISION], folder=str(policies.directory))
+        for warning in policies.warnings:
+            log.warning("policy warning", warning=warning)
+
+    def _policies_refused(self, failure: LoadFailure) -> None:
+        self._state.metrics.policy_errors.inc()
+        kept = self._state.policies.current.hash[:SHORT_REVISION]
+        structlog.get_logger().error("policies refused; the old ones stay", kept=kept, problems=failure.problems)
 
     def _engine_said(self, line: str) -> None:
         self._phase = line.removeprefix("engine: ")

@@ -67,8 +67,9 @@ class Metrics:
         self.engine_starts = counter("engine_starts", "Engine processes that became ready.", ())
         self.exactness = gauge("exactness", "1 for the rung of the numerics ladder that holds.", ("rung",))
         self.policy = gauge("policy_info", "1 for the policy set in force.", ("set",))
+        self.regex_timeouts = gauge("policy_regex_timeouts", "Searches of policy conditions that ran out of time.")
         self.policy_errors = counter("policy_reload_errors", "Policy reloads refused.", ())
-        self.policy_reloads = counter("policy_reloads", "Policy reloads that took effect.", ())
+        self.policy_reloads = counter("policy_reloads", "Policy sets that came into force, the first included.", ())
         self._totals: dict[str, int] = {}
 
     def add_vllm_names(self, model: str) -> None:
@@ -76,16 +77,22 @@ class Metrics:
         self.registry.register(VllmNames(model, aliases(self)))
 
     def engine_ready(self, hello: Hello) -> None:
-        """An engine process became ready; its own counters begin at nought."""
-        self._totals.clear()
+        """An engine process became ready."""
         self.engine_up.set(1)
         self.engine_starts.inc()
         self.exactness.clear()
         self.exactness.labels(hello.numerics.exactness).set(1)
         self.pages.labels("total").set(hello.num_pages)
 
+    def policy_in_force(self, revision: str) -> None:
+        """Another policy set decides from now on."""
+        self.policy_reloads.inc()
+        self.policy.clear()
+        self.policy.labels(revision[:SHORT_REVISION]).set(1)
+
     def engine_lost(self) -> None:
-        """The engine process is gone, and what it held with it."""
+        """The engine process is gone, and what it held with it; the next one counts from nought."""
+        self._totals.clear()
         self.engine_up.set(0)
         for state in ("running", "waiting", "background"):
             self.sequences.labels(state).set(0)

@@ -30,6 +30,7 @@ async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
     state = request.app[STATE]
     state.metrics.in_flight.set(state.admission.depth)
+    state.metrics.regex_timeouts.set(state.policies.regex_timeouts)
     body = generate_latest(state.metrics.registry)
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -1,0 +1,80 @@
+"""Flights: what a sequence has received survives its engine, and waiting deltas become one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from specproxy.server.flight import Flight, is_last, merge
+from specproxy.vocabulary import Decision, Delta, ErrorInfo, SamplingParams, SequenceStats, Submission, TokenLogprob
+
+
+def flight(generated: list[int] | None = None) -> Flight:
+    """A fresh flight."""
+    return Flight(Submission("s", [1, 2], 7, SamplingParams(), Decision("r", "x"), generated=generated or []))
+
+
+def test_merging_keeps_tokens_logprobs_and_the_end() -> None:
+    """Two deltas in order say the same as one."""
+    first = Delta("s", [1], [TokenLogprob(1, -0.1)], prompt_logprobs=[TokenLogprob(9, -0.5)])
+    second = Delta("s", [2, 3], [TokenLogprob(2, -0.2), TokenLogprob(3, -0.3)], finish_reason="stop", stop_token=3)
+    second.stats = SequenceStats(steps=2)
+    one = merge(first, second)
+    assert one.tokens == [1, 2, 3]
+    assert [entry.token for entry in one.logprobs or ()] == [1, 2, 3]
+    assert one.prompt_logprobs == [TokenLogprob(9, -0.5)]
+    assert (one.finish_reason, one.stop_token, one.stats) == ("stop", 3, SequenceStats(steps=2))
+
+
+async def test_a_slow_reader_gets_one_merged_delta() -> None:
+    """What piles up while nobody reads costs one delta, however many arrived."""
+    one = flight()
+    for token in range(100):
+        one.push(Delta("s", [token]))
+    assert (await one.take()).tokens == list(range(100))
+
+
+async def test_a_reader_that_waits_is_woken_by_the_next_delta() -> None:
+    """take() waits when there is nothing."""
+    one = flight()
+    waiting = asyncio.create_task(one.take())
+    await asyncio.sleep(0)
+    one.push(Delta("s", [5]))
+    assert (await asyncio.wait_for(waiting, 1)).tokens == [5]
+
+
+def test_a_resumed_submission_carries_what_was_generated_and_received() -> None:
+    """The next engine process goes on behind the last token that the server has seen."""
+    one = flight([10])
+    assert one.resumed().generated == [10]
+    one.push(Delta("s", [11, 12]))
+    assert one.resumed().generated == [10, 11, 12]
+    assert one.resumed().prompt == [1, 2]
+
+
+def test_a_sequence_in_two_deaths_without_a_token_between_them_is_not_tried_again() -> None:
+    """It is taken for their cause; a token between them shows that it is not."""
+    barren = flight()
+    assert barren.died()
+    assert not barren.died()
+    lively = flight()
+    assert lively.died()
+    lively.push(Delta("s", [1]))
+    assert lively.died()
+
+
+async def test_prompt_logprobs_are_delivered_once() -> None:
+    """A new engine process reports them again; the client has them already."""
+    one = flight()
+    one.push(Delta("s", [1], prompt_logprobs=[TokenLogprob(2, -0.5)]))
+    assert (await one.take()).prompt_logprobs is not None
+    one.push(Delta("s", [2], prompt_logprobs=[TokenLogprob(2, -0.5)]))
+    assert (await one.take()).prompt_logprobs is None
+
+
+def test_a_failed_flight_has_ended() -> None:
+    """An error is a last delta."""
+    one = flight()
+    assert not one.ended
+    one.fail(ErrorInfo("gone"))
+    assert one.ended
+    assert is_last(Delta("s", finish_reason="length"))
