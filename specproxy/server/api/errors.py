@@ -5,8 +5,11 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from specproxy.errors import EngineFailed, RequestError
+from specproxy.errors import EngineFailed, EngineUnavailable, InvalidRequest, RequestError, TimedOut
 from specproxy.vocabulary import Delta, ErrorInfo
+
+_KINDS: dict[int, type[RequestError]] = {400: InvalidRequest, 503: EngineUnavailable, 504: TimedOut}
+"""Errors that a client treats differently; all others of the engine would fail again."""
 
 
 class _ErrorObject(Struct):
@@ -32,13 +35,10 @@ def error_event(info: ErrorInfo) -> bytes:
 
 def error_of(delta: Delta) -> RequestError | None:
     """The error that a delta reports, as an exception with the status the engine gave it; ``None`` if it has none."""
-    if delta.finish_reason not in ("error", "abort"):
+    if delta.error is None and delta.finish_reason not in ("error", "abort"):
         return None
     info = delta.error or ErrorInfo("the engine ended this sequence without an answer")
-    error = (
-        RequestError(info.message, param=info.param, code=info.code)
-        if info.status < 500
-        else EngineFailed(info.message, param=info.param, code=info.code)
-    )
+    kind = _KINDS.get(info.status, EngineFailed)
+    error = kind(info.message, param=info.param, code=info.code)
     error.status, error.type = info.status, info.type
     return error
