@@ -1,6 +1,9 @@
+import numpy as np
+import pytest
 import torch
 
 from specproxy.engine.noise import Noise
+from specproxy.kernels.philox import gumbel_host
 
 CPU = torch.device("cpu")
 
@@ -40,3 +43,12 @@ def test_block_of_a_huge_vocabulary_holds_one_position():
     noise = Noise(5, 0, 100_003, CPU)
     assert noise.row(7).shape == (100_003,)
     assert not torch.equal(noise.row(7), noise.row(8))
+
+
+@pytest.mark.parametrize("vocab", [12, 8192, 70_001])
+def test_every_block_is_keyed_by_absolute_position(vocab):
+    """A row of any block is the noise of its own position."""
+    noise = Noise(2**50 + 1, 2, vocab, CPU)
+    for p in (0, 1, 7, 8, 63, 64, 65, 1000, 4095):
+        expected = gumbel_host(2**50 + 1, 2, p, 1, vocab)[0]
+        assert np.allclose(noise.row(p).numpy(), expected, atol=2e-6, rtol=2e-6)
