@@ -21,7 +21,7 @@ from specproxy.bench.arms import OFF, Arm
 from specproxy.bench.client import Answer
 from specproxy.bench.records import Record
 from specproxy.bench.runner import Block, make_blocks
-from specproxy.bench.session import Answerers, Plan, gather_facts, notes
+from specproxy.bench.session import Answerers, Plan, notes
 from specproxy.bench.stats import RESAMPLES, Ratio, median, paired_ratio
 from specproxy.server.api.chat import parse_chat
 from specproxy.vocabulary import Decision, Submission
@@ -87,14 +87,13 @@ def pairs_to_run(plan: Plan) -> int:
 
 async def measure_overhead(plan: Plan, answerers: Answerers, engine: AloneEngine, done: Callable[[], None]) -> Overhead:
     """Every prompt alone and over HTTP in alternating order, first one at a time, then ``plan.concurrency``."""
-    facts = gather_facts(answerers)
     with ThreadPoolExecutor(1, "engine-alone") as thread:
         both = _Both(plan, answerers, engine, thread)
         for record in plan.records[:2]:
             await both.run(Block(-1, record.category, (record,), -1), alone_first=True)
         single = await both.run_all(make_blocks(plan.records, 1, plan.repeats), done)
         many = await both.run_all(make_mixed_blocks(plan), done)
-    return _summary(plan, single, many, facts)
+    return _summary(plan, single, many, answerers.facts)
 
 
 def make_mixed_blocks(plan: Plan) -> list[Block]:

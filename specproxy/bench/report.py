@@ -18,10 +18,10 @@ from specproxy.bench.summary import ArmSummary, CategorySummary
 def print_report(console: Console, summaries: Sequence[CategorySummary], notes: Sequence[str]) -> None:
     """One table of all categories and arms, then the notes that belong to the numbers."""
     table = Table(title="specproxy bench", title_justify="left")
-    table.add_column("category")
-    table.add_column("arm")
-    for name in ("tok/s", "ratio", "95 % interval", "spread p10-p90", "TTFT p50", "p95", "len", "accept", "identical"):
-        table.add_column(name, justify="right")
+    table.add_column("category", no_wrap=True)
+    table.add_column("arm", no_wrap=True)
+    for name in ("tok/s", "ratio [95 %]", "p10-p90", "TTFT p50, p95", "len", "accept", "identical"):
+        table.add_column(name, justify="right", no_wrap=True)
     for summary in summaries:
         for row, arm in enumerate(summary.arms):
             label = f"{summary.category} ({summary.prompts})" if row == 0 else ""
@@ -54,29 +54,26 @@ def faults(summaries: Sequence[CategorySummary]) -> list[str]:
 
 
 def _cells(arm: ArmSummary) -> list[str]:
-    ratio, interval, spread = ("-", "-", "-") if arm.arm == arm.baseline else _ratio_cells(arm.ratio)
-    identical = "-" if arm.arm == OFF or not arm.compared else f"{arm.identical}/{arm.compared}"
+    identical = "-"
     if arm.arm != OFF and arm.compared:
-        identical = f"yes ({identical})" if arm.identical == arm.compared else f"NO ({identical})"
+        verdict = "yes" if arm.identical == arm.compared else "NO"
+        identical = f"{verdict} {arm.identical}/{arm.compared}"
+    ttft = "-"
+    if arm.ttft_p50_ms is not None and arm.ttft_p95_ms is not None:
+        ttft = f"{arm.ttft_p50_ms:.1f}, {arm.ttft_p95_ms:.1f} ms"
     return [
         f"{arm.tokens_per_s:.1f}",
-        ratio,
-        interval,
-        spread,
-        _number(arm.ttft_p50_ms, "{:.1f} ms"),
-        _number(arm.ttft_p95_ms, "{:.1f} ms"),
-        _number(arm.accepted_length, "{:.2f}"),
-        _number(arm.acceptance, "{:.1%}"),
+        *_ratio_cells(arm.ratio),
+        ttft,
+        "-" if arm.accepted_length is None else f"{arm.accepted_length:.2f}",
+        "-" if arm.acceptance is None else f"{arm.acceptance:.0%}",
         identical,
     ]
 
 
-def _ratio_cells(ratio: Ratio | None) -> tuple[str, str, str]:
+def _ratio_cells(ratio: Ratio | None) -> tuple[str, str]:
     if ratio is None:
-        return ("-", "-", "-")
-    interval = f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio.units > 1 else "one pair"
-    return (f"{ratio.mean:.2f}x", interval, f"{ratio.p10:.2f} to {ratio.p90:.2f}")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+        return ("-", "-")
+    if ratio.units == 1:
+        return (f"{ratio.mean:.2f}x", "one pair")
+    return (escape(f"{ratio.mean:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"), f"{ratio.p10:.2f}-{ratio.p90:.2f}")

@@ -23,6 +23,8 @@ from specproxy.bench.server import own_server
 from specproxy.config.schema import ModelConfig, StartConfig
 
 WARM_UP_TOKENS = 32
+BUSY = 0.3
+"""Load per core before the run above which the numbers come with a warning."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -68,9 +70,10 @@ class Answerers(Struct, frozen=True):
 @asynccontextmanager
 async def running_server(plan: Plan, url: str, api_key: str | None) -> AsyncIterator[Answerers]:
     """Measure a server that runs already."""
+    facts = surroundings()
     async with make_session(api_key, plan.concurrency) as session:
-        client, facts = await _client(session, url, own=False)
-        yield Answerers(client, None, None, {"server": {"given": facts}})
+        client, server = await _client(session, url, own=False)
+        yield Answerers(client, None, None, facts | {"server": {"given": server}})
 
 
 @asynccontextmanager
@@ -78,10 +81,11 @@ async def own_servers(
     plan: Plan, config: StartConfig, peers: Peers | None, note: Callable[[str], None]
 ) -> AsyncIterator[Answerers]:
     """Start what the plan needs: one server, and a numeric one where an arm asks for it. ``note`` is told."""
+    facts = surroundings()
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(make_session(None, plan.concurrency))
         root = Path(stack.enter_context(TemporaryDirectory(prefix="specproxy-bench-")))
-        facts: dict[str, Any] = {}
+        servers: dict[str, Any] = {}
         clients: dict[str, Client] = {}
         for kind in ["bitwise", "numeric"] if any(arm.numeric for arm in plan.arms) else ["bitwise"]:
             note(f"starting the {kind} server")
@@ -91,9 +95,9 @@ async def own_servers(
             derive(Path(config.policies), policies, plan.arms, exactness="numeric" if kind == "numeric" else None)
             wanted = _numeric(config) if kind == "numeric" else config
             server = await stack.enter_async_context(own_server(wanted, policies, work))
-            clients[kind], facts[kind] = await _client(session, server.url, own=True)
-            facts[kind]["ready_s"] = round(server.ready_s, 2)
-        yield Answerers(clients["bitwise"], clients.get("numeric"), peers, {"server": facts})
+            clients[kind], servers[kind] = await _client(session, server.url, own=True)
+            servers[kind]["ready_s"] = round(server.ready_s, 2)
+        yield Answerers(clients["bitwise"], clients.get("numeric"), peers, facts | {"server": servers})
 
 
 async def run(plan: Plan, answerers: Answerers, done: Callable[[Measured], None]) -> Outcome:
@@ -102,15 +106,13 @@ async def run(plan: Plan, answerers: Answerers, done: Callable[[Measured], None]
     async def answer(record: Record, arm: Arm, repeat: int) -> Answer:
         return await answerers.answer(plan, record, arm, repeat)
 
-    facts = gather_facts(answerers)
     await warm_up(plan, answerers)
-    results = await measure(blocks(plan), plan.arms, answer, done)
-    return Outcome(results, facts)
+    return Outcome(await measure(blocks(plan), plan.arms, answer, done), answerers.facts)
 
 
-def gather_facts(answerers: Answerers) -> dict[str, Any]:
-    """Machine, software and servers as they are now, before the run."""
-    return {"machine": describe_machine(), "software": describe_software(), **answerers.facts}
+def surroundings() -> dict[str, Any]:
+    """Machine and software as they are before anything is started."""
+    return {"machine": describe_machine(), "software": describe_software()}
 
 
 def blocks(plan: Plan) -> list[Block]:
@@ -140,6 +142,8 @@ def notes(plan: Plan, facts: dict[str, Any]) -> Sequence[str]:
         "the faster plain arm; interval: 95 % bootstrap over prompts; len: tokens per target step"
     )
     lines = [hardware, versions, method]
+    if machine["load_1m"] > BUSY * machine["cores"]:
+        lines.append("the machine was busy before the run: do not trust these numbers")
     for kind, said in facts["server"].items():
         numerics = said.get("engine", {}).get("numerics")
         if numerics:

@@ -19,8 +19,8 @@ ALL = "all"
 class ArmSummary(Struct):
     """One arm in one category.
 
-    ``tokens_per_s``: all tokens over all time. ``ratio`` against ``baseline``, paired by block. Times in ms.
-    ``accepted_length``: tokens per target step (the bonus token included). ``identical`` of ``compared`` answers equal
+    ``tokens_per_s``: all tokens over all time. ``ratio`` against ``baseline`` (``None`` for itself), paired by block.
+    Times in ms. ``accepted_length``: tokens per target step (the bonus token included). ``identical`` of ``compared`` answers equal
     the bitwise plain ones; ``first_difference`` names one that does not. ``failed``: requests without an answer,
     ``error`` the first reason.
     """
@@ -100,7 +100,8 @@ def _category(name: str, results: Sequence[Measured], arms: Sequence[Arm]) -> Ca
         summary = _arm(arm.name, mine)
         _compare(summary, mine, reference)
         summary.baseline = baseline
-        if logs := log_ratios(results, arm.name, baseline):
+        logs = log_ratios(results, arm.name, baseline)
+        if logs and arm.name != baseline:
             summary.ratio = paired_ratio(logs)
         summaries.append(summary)
     return CategorySummary(name, len(prompts), summaries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +31,9 @@ compares speed and text. Without --url it starts a server of its own from the st
 ARMS_HELP = (
     """comma-separated: policy (the routes as they are), auto, a drafter, or DRAFTER;k=N; off is always measured"""
 )
+
+REPORT_WIDTH = 120
+"""Columns of a report that goes to a file."""
 
 OVERHEAD_CONCURRENCY = 8
 """Requests at a time of the overhead measurement's second half."""
@@ -62,7 +66,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_command(args: argparse.Namespace) -> int:
     """Measure and report. 0: all answers came and equal plain decoding; 1: some did not. Raises StartError."""
-    console = Console(stderr=args.json)
+    output = sys.stderr if args.json else sys.stdout
+    console = Console(file=output, width=None if output.isatty() else REPORT_WIDTH)
     progress = Console(stderr=True)
     if args.url and (args.peers or args.overhead):
         raise StartError("--peers and --overhead load the model themselves; leave --url out")
