@@ -37,26 +37,22 @@ def to_json(summaries: Sequence[CategorySummary], facts: dict[str, Any]) -> str:
 
 
 def faults(summaries: Sequence[CategorySummary]) -> list[str]:
-    """Every category and arm with failed requests or with answers that differ from plain decoding."""
+    """Every category and arm with failed requests, or with answers that differ from plain though they must not."""
     lines = []
     for summary in summaries:
         for arm in summary.arms:
+            who = f"{summary.category}, {arm.arm}"
             if arm.failed:
-                lines.append(
-                    f"{summary.category}, {arm.arm}: {arm.failed} of {arm.requests} requests failed: {arm.error}"
-                )
-            if arm.identical < arm.compared:
-                missed = arm.compared - arm.identical
-                lines.append(
-                    f"{summary.category}, {arm.arm}: {missed} answers differ from plain: {arm.first_difference}"
-                )
+                lines.append(f"{who}: {arm.failed} of {arm.requests} requests failed: {arm.error}")
+            if arm.promised and arm.identical < arm.compared:
+                lines.append(f"{who}: {arm.compared - arm.identical} answers differ from plain: {arm.first_difference}")
     return lines
 
 
 def _cells(arm: ArmSummary) -> list[str]:
     identical = "-"
     if arm.arm != OFF and arm.compared:
-        verdict = "yes" if arm.identical == arm.compared else "NO"
+        verdict = "yes" if arm.identical == arm.compared else "NO" if arm.promised else "not promised"
         identical = f"{verdict} {arm.identical}/{arm.compared}"
     ttft = "-"
     if arm.ttft_p50_ms is not None and arm.ttft_p95_ms is not None:

@@ -151,6 +151,13 @@ def notes(plan: Plan, facts: dict[str, Any]) -> Sequence[str]:
     return lines
 
 
+def is_exact(facts: dict[str, Any]) -> bool:
+    """Whether the measured server (not the numeric one beside it) claims bitwise equality; one that claims nothing
+    does not."""
+    said = facts["server"].get("bitwise") or facts["server"].get("given") or {}
+    return str(said.get("exactness") or "").startswith("bitwise")
+
+
 async def _client(session: aiohttp.ClientSession, url: str, *, own: bool) -> tuple[Client, dict[str, Any]]:
     model = await served_model(session, url)
     return Client(session, url, model, own=own), {"url": url, "model": model, **await readiness(session, url)}

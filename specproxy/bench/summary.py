@@ -20,9 +20,9 @@ class ArmSummary(Struct):
     """One arm in one category.
 
     ``tokens_per_s``: all tokens over all time. ``ratio`` against ``baseline`` (``None`` for itself), paired by block.
-    Times in ms. ``accepted_length``: tokens per target step (the bonus token included). ``identical`` of ``compared`` answers equal
-    the bitwise plain ones; ``first_difference`` names one that does not. ``failed``: requests without an answer,
-    ``error`` the first reason.
+    Times in ms. ``accepted_length``: tokens per target step (the bonus token included). ``identical`` of ``compared``
+    answers equal the bitwise plain ones, which is ``promised`` of bitwise servers; ``first_difference`` names one that
+    does not. ``failed``: requests without an answer, ``error`` the first reason.
     """
 
     arm: str
@@ -32,6 +32,7 @@ class ArmSummary(Struct):
     tokens_per_s: float
     ttft_p50_ms: float | None
     ttft_p95_ms: float | None
+    promised: bool = True
     baseline: str = ""
     ratio: Ratio | None = None
     accepted_length: float | None = None
@@ -50,12 +51,16 @@ class CategorySummary(Struct):
     arms: list[ArmSummary]
 
 
-def summarise(results: Sequence[Measured], arms: Sequence[Arm]) -> list[CategorySummary]:
-    """One summary per category, and one over all where there are several."""
+def summarise(results: Sequence[Measured], arms: Sequence[Arm], *, exact: bool = True) -> list[CategorySummary]:
+    """One summary per category, and one over all where there are several. ``exact``: the server says that it is."""
     categories = list(dict.fromkeys(result.block.category for result in results))
     summaries = [_category(name, [r for r in results if r.block.category == name], arms) for name in categories]
     if len(summaries) > 1:
         summaries.append(_category(ALL, results, arms))
+    free = {arm.name for arm in arms if arm.numeric or arm.peer or not exact}
+    for summary in summaries:
+        for arm in summary.arms:
+            arm.promised = arm.arm not in free
     return summaries
 
 

@@ -17,7 +17,17 @@ from specproxy.bench.peers import Peers, peer_arms
 from specproxy.bench.records import bundled, load_records, select
 from specproxy.bench.report import faults, print_report, to_json
 from specproxy.bench.runner import Measured
-from specproxy.bench.session import Answerers, Outcome, Plan, blocks, notes, own_servers, run, running_server
+from specproxy.bench.session import (
+    Answerers,
+    Outcome,
+    Plan,
+    blocks,
+    is_exact,
+    notes,
+    own_servers,
+    run,
+    running_server,
+)
 from specproxy.bench.summary import summarise
 from specproxy.config.flags import add_config_flags, config_file, flag_settings
 from specproxy.config.load import load_start_config
@@ -75,7 +85,7 @@ def run_command(args: argparse.Namespace) -> int:
     if args.overhead:
         return _report_overhead(args, plan, console, progress)
     outcome = asyncio.run(_measure(args, plan, progress))
-    summaries = summarise(outcome.results, plan.arms)
+    summaries = summarise(outcome.results, plan.arms, exact=is_exact(outcome.facts))
     print_report(console, summaries, notes(plan, outcome.facts))
     if args.json:
         print(to_json(summaries, outcome.facts | {"plan": _plan_facts(plan)}))

@@ -45,9 +45,7 @@ def test_every_arm_stands_everywhere_and_follows_every_other() -> None:
     arms = [Arm(name, None) for name in "abc"]
     orders = [[arm.name for arm in order(arms, turn)] for turn in range(6)]
     assert Counter(names[0] for names in orders) == {"a": 2, "b": 2, "c": 2}
-    assert {pair for names in orders for pair in pairwise(names)} == {
-        (x, y) for x in "abc" for y in "abc" if x != y
-    }
+    assert {pair for names in orders for pair in pairwise(names)} == {(x, y) for x in "abc" for y in "abc" if x != y}
 
 
 def test_two_arms_alternate() -> None:

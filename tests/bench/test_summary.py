@@ -86,6 +86,13 @@ def test_equal_answers_are_no_fault(make_measured: Make) -> None:
     assert faults(summarise(results, parse_arms(["auto"], numeric=False))) == []
 
 
+def test_numeric_arms_may_differ(make_measured: Make) -> None:
+    """Another last bit of numeric mode is shown, but is no fault; nor is it where the server promises nothing."""
+    results = [make_measured(arm, 0, 1.0, text=arm) for arm in ("off", "off-numeric", "auto")]
+    assert [fault.split(":")[0] for fault in faults(summarise(results, ARMS))] == ["json, auto"]
+    assert faults(summarise(results, ARMS, exact=False)) == []
+
+
 def test_failed_requests_are_a_fault(make_measured: Make) -> None:
     """A refused request is counted with its reason, and its answer is not compared."""
     results = [make_measured("off", 0, 1.0), make_measured("auto", 0, 1.0, error="400: no such drafter")]
