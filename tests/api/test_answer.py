@@ -3,73 +3,23 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from specproxy.errors import EngineFailed, InvalidRequest
-from specproxy.server.api import AnswerMeta, ApiContext, ParsedRequest
-from specproxy.vocabulary import Delta, ErrorInfo, SequenceStats, TokenLogprob
-
-EOS = 2
-STATS = SequenceStats(prompt_tokens=9, cached_tokens=4, prediction_accepted=3, prediction_rejected=1)
+from specproxy.server.api import AnswerMeta, ApiContext
+from specproxy.vocabulary import Delta, ErrorInfo, SequenceStats
 
 
-def logprob(token: int) -> TokenLogprob:
-    """A chosen token with two alternatives."""
-    return TokenLogprob(token, -0.5, [(token, -0.5), (token + 1, float("-inf"))])
-
-
-def deltas_of(request: ParsedRequest, ids: list[int], sizes: list[int], reason: Any = "stop") -> list[Delta]:
-    """``ids`` as deltas of these sizes (the rest in a last one), with logprobs if the request wants them."""
-    cuts = [0]
-    for size in sizes:
-        cuts.append(min(cuts[-1] + size, len(ids)))
-    cuts.append(len(ids))
-    wants = request.params.logprobs is not None
-    deltas = [Delta("x", ids[a:b], [logprob(t) for t in ids[a:b]] if wants else None) for a, b in pairwise(cuts)]
-    if request.params.prompt_logprobs is not None:
-        deltas[0].prompt_logprobs = [logprob(token) for token in request.prompts[0].ids[1:]]
-    deltas[-1].finish_reason, deltas[-1].stats = reason, STATS
-    if reason == "stop":
-        deltas[-1].stop_token = ids[-1]
-    return deltas
-
-
-def run(request: ParsedRequest, meta: AnswerMeta, choices: list[list[Delta]], specproxy: Any = None) -> bytes:
-    """Push the deltas of every choice, one after another, and finish."""
-    answer = request.answer(meta)
-    data = b""
-    for index, deltas in enumerate(choices):
-        for delta in deltas:
-            data += answer.push(index, delta).data
-    assert answer.done
-    return data + answer.finish(specproxy)
-
-
-def events(data: bytes) -> list[dict[str, Any]]:
-    """Chunks of a stream that ends as it should."""
-    lines = data.decode().split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
-
-
-def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
-    """All content of one choice."""
-    parts = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
-    return "".join(part["delta"].get("content", "") if "delta" in part else part["text"] for part in parts)
-
-
-def test_whole_chat_answer(chat: Any, context: ApiContext, meta: AnswerMeta) -> None:
+def test_whole_chat_answer(wire: Any, chat: Any, context: ApiContext) -> None:
     """The body has every field of the API, and the SDK's own type takes it."""
     request = chat(metadata={"a": "b"}, service_tier="auto")
-    ids = [*context.tokenizer.encode("Hello é", special=False), EOS]
-    body = run(request, meta, [deltas_of(request, ids, [2])], {"route": "r"})
+    ids = [*context.tokenizer.encode("Hello é", special=False), wire.EOS]
+    body = wire.run(request, [wire.deltas(request, ids, [2])], {"route": "r"})
     prompt = request.prompt_tokens
     assert json.loads(body) == {
         "id": "id-1",
@@ -104,16 +54,16 @@ def test_whole_chat_answer(chat: Any, context: ApiContext, meta: AnswerMeta) -> 
     assert ChatCompletion.model_validate_json(body, strict=True).choices[0].message.content == "Hello é"
 
 
-def test_chat_stream(chat: Any, context: ApiContext, meta: AnswerMeta) -> None:
+def test_chat_stream(wire: Any, chat: Any, context: ApiContext) -> None:
     """Role first, content, one finish chunk with an empty delta, a usage chunk without choices, [DONE]."""
     request = chat(stream=True, stream_options={"include_usage": True})
-    ids = [*context.tokenizer.encode("Hello there", special=False), EOS]
-    chunks = events(run(request, meta, [deltas_of(request, ids, [1, 1])], {"route": "r"}))
+    ids = [*context.tokenizer.encode("Hello there", special=False), wire.EOS]
+    chunks = wire.events(wire.run(request, [wire.deltas(request, ids, [1, 1])], {"route": "r"}))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
     assert deltas[0] == {"role": "assistant", "content": ""}
     assert deltas[-1] == {}
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
-    assert text_of(chunks) == "Hello there"
+    assert wire.text(chunks) == "Hello there"
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert (chunks[-1]["choices"], chunks[-1]["usage"]["completion_tokens"]) == ([], len(ids))
     assert chunks[-1]["specproxy"] == {"route": "r"}
@@ -124,20 +74,20 @@ def test_chat_stream(chat: Any, context: ApiContext, meta: AnswerMeta) -> None:
         ChatCompletionChunk.model_validate(chunk, strict=True)
 
 
-def test_stream_without_usage(chat: Any, meta: AnswerMeta) -> None:
+def test_stream_without_usage(wire: Any, chat: Any) -> None:
     """No chunk mentions usage, and the specproxy object is in the last one, the finish chunk."""
     request = chat(stream=True)
-    chunks = events(run(request, meta, [deltas_of(request, [5, EOS], [])], {"k": 1}))
+    chunks = wire.events(wire.run(request, [wire.deltas(request, [5, wire.EOS], [])], {"k": 1}))
     assert not any("usage" in chunk for chunk in chunks)
     assert ["specproxy" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_continuous_usage(chat: Any, meta: AnswerMeta) -> None:
+def test_continuous_usage(wire: Any, chat: Any) -> None:
     """Every chunk may carry the counts so far."""
     request = chat(stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True})
     ids = request.context.tokenizer.encode("one two", special=False)
-    chunks = events(run(request, meta, [deltas_of(request, ids, [1] * len(ids), "length")]))
+    chunks = wire.events(wire.run(request, [wire.deltas(request, ids, [1] * len(ids), "length")]))
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
     assert counts[-1] == len(ids)
@@ -152,20 +102,20 @@ def test_continuous_usage(chat: Any, meta: AnswerMeta) -> None:
     reason=st.sampled_from(["stop", "length"]),
 )
 def test_streamed_and_whole_say_the_same(
-    chat: Any, completion: Any, meta: AnswerMeta, text: str, sizes: list[int], stop: Any, legacy: bool, reason: str
+    wire: Any, chat: Any, completion: Any, text: str, sizes: list[int], stop: Any, legacy: bool, reason: str
 ) -> None:
     """Text, tokens, logprobs, finish reason and usage agree between a stream, however cut, and a whole answer."""
     parse, count = (completion, {"logprobs": 2}) if legacy else (chat, {"logprobs": True, "top_logprobs": 2})
     fields = count | {"stop": stop, "return_token_ids": True}
     whole_request = parse(**fields)
     ids = whole_request.context.tokenizer.encode(text, special=False)
-    ids = [*ids, EOS] if reason == "stop" else ids
-    whole = json.loads(run(whole_request, meta, [deltas_of(whole_request, ids, [], reason)]))
+    ids = [*ids, wire.EOS] if reason == "stop" else ids
+    whole = json.loads(wire.run(whole_request, [wire.deltas(whole_request, ids, [], reason)]))
     request = parse(**fields, stream=True, stream_options={"include_usage": True})
-    chunks = events(run(request, meta, [deltas_of(request, ids, sizes, reason)]))
+    chunks = wire.events(wire.run(request, [wire.deltas(request, ids, sizes, reason)]))
     choice = whole["choices"][0]
     parts = [chunk["choices"][0] for chunk in chunks[:-1]]
-    assert text_of(chunks) == (choice["text"] if legacy else choice["message"]["content"])
+    assert wire.text(chunks) == (choice["text"] if legacy else choice["message"]["content"])
     assert [token for part in parts for token in part.get("token_ids", [])] == choice["token_ids"]
     logprobs = [part["logprobs"] for part in parts if part["logprobs"]]
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset") if legacy else ("content",):
@@ -180,7 +130,7 @@ def test_streamed_and_whole_say_the_same(
     }
 
 
-def test_stop_string_ends_the_answer_early(chat: Any, context: ApiContext, meta: AnswerMeta) -> None:
+def test_stop_string_ends_the_answer_early(wire: Any, chat: Any, context: ApiContext, meta: AnswerMeta) -> None:
     """The choice is done before the engine knows; later tokens are ignored, the counts that follow are taken."""
     request = chat(stop=["three"])
     ids = context.tokenizer.encode("one two three four", special=False)
@@ -188,7 +138,7 @@ def test_stop_string_ends_the_answer_early(chat: Any, context: ApiContext, meta:
     pushed = answer.push(0, Delta("x", ids))
     assert (pushed.done, pushed.tokens, answer.done) == (True, len(ids) - 1, True)
     assert answer.push(0, Delta("x", [7, 8])).tokens == 0
-    assert answer.push(0, Delta("x", finish_reason="abort", stats=STATS)).done
+    assert answer.push(0, Delta("x", finish_reason="abort", stats=wire.STATS)).done
     body = json.loads(answer.finish())
     choice = body["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"], choice["stop_reason"]) == (
@@ -200,23 +150,23 @@ def test_stop_string_ends_the_answer_early(chat: Any, context: ApiContext, meta:
     assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
 
 
-def test_stop_token_is_named(chat: Any, meta: AnswerMeta) -> None:
+def test_stop_token_is_named(wire: Any, chat: Any) -> None:
     """A stop token of the request is the stop_reason; the model's own end is none."""
     request = chat(stop_token_ids=[40])
-    for token, reason in ((40, 40), (EOS, None)):
-        body = json.loads(run(request, meta, [deltas_of(request, [50, token], [])]))
+    for token, reason in ((40, 40), (wire.EOS, None)):
+        body = json.loads(wire.run(request, [wire.deltas(request, [50, token], [])]))
         assert body["choices"][0].get("stop_reason") == reason
 
 
-def test_several_choices_streamed(chat: Any, meta: AnswerMeta) -> None:
+def test_several_choices_streamed(wire: Any, chat: Any, meta: AnswerMeta) -> None:
     """Every choice has its role chunk and its one finish chunk, under its index, in whatever order they run."""
     request = chat(stream=True, n=2)
     answer = request.answer(meta)
     data = b""
-    for index, token, reason in ((1, 50, None), (0, 60, None), (1, EOS, "stop"), (0, 61, "length")):
+    for index, token, reason in ((1, 50, None), (0, 60, None), (1, wire.EOS, "stop"), (0, 61, "length")):
         stop = token if reason == "stop" else None
         data += answer.push(index, Delta("x", [token], finish_reason=reason, stop_token=stop)).data
-    chunks = events(data + answer.finish())
+    chunks = wire.events(data + answer.finish())
     for index, reason in ((0, "length"), (1, "stop")):
         own = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
         assert own[0]["delta"] == {"role": "assistant", "content": ""}
@@ -236,78 +186,6 @@ def test_usage_of_several_choices(completion: Any, meta: AnswerMeta) -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (30, 4)
     assert usage["prompt_tokens_details"]["cached_tokens"] == 16
     assert len(answer.stats) == 4
-
-
-def test_chat_logprobs(chat: Any, context: ApiContext, meta: AnswerMeta) -> None:
-    """One entry a counted token, with exact bytes; what cannot be is -9999; half a character is escaped."""
-    request = chat(logprobs=True, top_logprobs=2)
-    ids = [*context.tokenizer.encode("\U0001f600", special=False), EOS]
-    content = json.loads(run(request, meta, [deltas_of(request, ids, [])]))["choices"][0]["logprobs"]["content"]
-    assert len(content) == len(ids)
-    assert bytes(byte for entry in content[:-1] for byte in entry["bytes"]) == "\U0001f600".encode()
-    assert content[0]["token"].startswith("\\xf0")
-    assert content[0]["top_logprobs"][0] == {key: content[0][key] for key in ("token", "bytes", "logprob")}
-    assert content[0]["top_logprobs"][1]["logprob"] == -9999.0
-
-
-def test_legacy_logprobs_with_echo(completion: Any, context: ApiContext, meta: AnswerMeta) -> None:
-    """Prompt and answer in one set of parallel lists; the first token has no logprob; offsets fit the text."""
-    request = completion(prompt="Hi é there", echo=True, logprobs=1)
-    ids = context.tokenizer.encode(" you", special=False)
-    choice = json.loads(run(request, meta, [deltas_of(request, ids, [], "length")]))["choices"][0]
-    assert choice["text"] == "Hi é there you"
-    found = choice["logprobs"]
-    assert len({len(values) for values in found.values()}) == 1
-    assert (found["token_logprobs"][0], found["top_logprobs"][0]) == (None, None)
-    for offset, token in zip(found["text_offset"], found["tokens"], strict=True):
-        assert token.startswith("bytes:") or choice["text"].startswith(token, offset)
-    assert found["top_logprobs"][1][found["tokens"][1]] == -0.5
-
-
-def test_echo_streamed(completion: Any, context: ApiContext, meta: AnswerMeta) -> None:
-    """The prompt is the first chunk of every choice."""
-    request = completion(prompt="Hi", echo=True, logprobs=0, stream=True)
-    ids = context.tokenizer.encode(" you", special=False)
-    chunks = events(run(request, meta, [deltas_of(request, ids, [], "length")]))
-    assert chunks[0]["choices"][0]["text"] == "Hi"
-    assert chunks[0]["choices"][0]["logprobs"]["text_offset"] == [0, 1]
-    assert chunks[1]["choices"][0]["logprobs"]["text_offset"] == [2]
-    for chunk in chunks:
-        # The SDK's type has no null for the first token's logprob, which the API has always sent, nor for a chunk's
-        # finish reason; at run time the SDK checks neither.
-        choices = [choice | {"finish_reason": "stop", "logprobs": None} for choice in chunk["choices"]]
-        Completion.model_validate(chunk | {"choices": choices}, strict=True)
-
-
-def test_scoring_without_an_answer(completion: Any, meta: AnswerMeta) -> None:
-    """max_tokens 0 with echo and logprobs scores the prompt."""
-    request = completion(prompt=[50, 60], echo=True, logprobs=0, max_tokens=0)
-    body = json.loads(run(request, meta, [deltas_of(request, [], [], "length")]))
-    assert len(body["choices"][0]["logprobs"]["tokens"]) == 2
-    assert body["usage"]["completion_tokens"] == 0
-
-
-def test_missing_logprobs_are_a_failure(completion: Any, chat: Any, meta: AnswerMeta) -> None:
-    """An engine that leaves out what was asked for is an error, not an answer with holes."""
-    with pytest.raises(EngineFailed, match="0 logprobs for 1 tokens"):
-        chat(logprobs=True).answer(meta).push(0, Delta("x", [50]))
-    answer = completion(prompt=[1, 2], echo=True, logprobs=1).answer(meta)
-    answer.push(0, Delta("x", finish_reason="length", logprobs=[]))
-    with pytest.raises(EngineFailed, match="0 logprobs for a prompt of 2 tokens"):
-        answer.finish()
-
-
-def test_token_ids(chat: Any, completion: Any, meta: AnswerMeta) -> None:
-    """Ids of the prompt stand beside the choices in chat, inside them in completions; streams give them first."""
-    for parse in (chat, completion):
-        request = parse(return_token_ids=True)
-        body = json.loads(run(request, meta, [deltas_of(request, [50, EOS], [])]))
-        holder = body if parse is chat else body["choices"][0]
-        assert holder["prompt_token_ids"] == request.prompts[0].ids
-        assert body["choices"][0]["token_ids"] == [50, EOS]
-        streamed = parse(return_token_ids=True, stream=True)
-        first = events(run(streamed, meta, [deltas_of(streamed, [50, EOS], [])]))[0]
-        assert (first if parse is chat else first["choices"][0])["prompt_token_ids"] == request.prompts[0].ids
 
 
 @pytest.mark.parametrize(
