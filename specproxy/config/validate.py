@@ -82,7 +82,7 @@ def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
         above = f" of at least {low:g}"
     elif below and kind.le is not None and not above:
         below = f" of at most {high:g}"
-    return above + below
+    return f"{above} and{below}" if above and below and not below.startswith(" to") else above + below
 
 
 def _sorted(members: Iterable[inspect.Type]) -> list[inspect.Type]:
