@@ -164,6 +164,10 @@ def _summary(plan: Plan, single: Sequence[Pair], many: Sequence[Pair], facts: di
     ]
     alone_1, http_1 = _speed([p.alone for p in single]), _speed([p.http for p in single])
     alone_n, http_n = _speed([p.alone for p in many]), _speed([p.http for p in many])
+    method = (
+        f"{len(plan.records)} prompts, {plan.repeats} repeat(s), at most {plan.max_tokens} tokens, alone and over HTTP in "
+        "alternating order; differences paired by prompt, with 95 % bootstrap intervals; tok/s: all tokens over all time"
+    )
     return Overhead(
         prompts=len(plan.records),
         ttft_alone_ms=median([p.alone.answers[0].ttft_s * 1000 for p in single]) or 0.0,
@@ -177,7 +181,7 @@ def _summary(plan: Plan, single: Sequence[Pair], many: Sequence[Pair], facts: di
         http_many_tokens_per_s=http_n,
         gain_alone=alone_n / alone_1,
         gain_http=http_n / http_1,
-        notes=list(notes(plan, facts)),
+        notes=[method, *notes(facts)],
         facts=facts,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,25 +129,28 @@ async def warm_up(plan: Plan, answerers: Answerers) -> None:
             await answerers.answer(short, record, arm, -1)
 
 
-def notes(plan: Plan, facts: dict[str, Any]) -> Sequence[str]:
-    """What a reader must know of the numbers: how they were made, and on what."""
-    machine, software = facts["machine"], facts["software"]
-    hardware = "{cpu}, {cores} usable cores, {memory_gib} GiB, {system}, load {load_1m} before the run".format(
-        **machine
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in software.items() if version)
-    method = (
+def method(plan: Plan) -> str:
+    """How the numbers of a run were made."""
+    return (
         f"{len(plan.records)} prompts, {plan.concurrency} at a time, {plan.repeats} repeat(s), at most "
         f"{plan.max_tokens} tokens, arms of a prompt in alternating order; ratio: geometric mean over prompts against "
         "the faster plain arm; interval: 95 % bootstrap over prompts; len: tokens per target step"
     )
-    lines = [hardware, versions, method]
-    if machine["load_1m"] > BUSY * machine["cores"]:
-        lines.append("the machine was busy before the run: do not trust these numbers")
+
+
+def notes(facts: dict[str, Any]) -> list[str]:
+    """What the numbers of a run were made on."""
+    machine, software = facts["machine"], facts["software"]
+    lines = [
+        "{cpu}, {cores} usable cores, {memory_gib} GiB, {system}, load {load_1m} before the run".format(**machine),
+        ", ".join(f"{name} {version}" for name, version in software.items() if version),
+    ]
     for kind, said in facts["server"].items():
         numerics = said.get("engine", {}).get("numerics")
         if numerics:
             lines.append(f"{kind} server: " + ", ".join(f"{key} {value}" for key, value in numerics.items() if value))
+    if machine["load_1m"] > BUSY * machine["cores"]:
+        lines.append("the machine was busy before the run: do not trust these numbers")
     return lines
 
 

@@ -23,6 +23,7 @@ from specproxy.bench.session import (
     Plan,
     blocks,
     is_exact,
+    method,
     notes,
     own_servers,
     run,
@@ -86,7 +87,7 @@ def run_command(args: argparse.Namespace) -> int:
         return _report_overhead(args, plan, console, progress)
     outcome = asyncio.run(_measure(args, plan, progress))
     summaries = summarise(outcome.results, plan.arms, exact=is_exact(outcome.facts))
-    print_report(console, summaries, notes(plan, outcome.facts))
+    print_report(console, summaries, [method(plan), *notes(outcome.facts)])
     if args.json:
         print(to_json(summaries, outcome.facts | {"plan": _plan_facts(plan)}))
     return 1 if faults(summaries) else 0
