@@ -21,6 +21,9 @@ REPOSITORY = Path(__file__).parent.parent
 START_S = 90.0
 STOP_S = 20.0
 
+QUIET = ("--set", "model.threads=1")
+"""One core for the engine, as server, clients and tests need the other: with both, its threads wait for each other."""
+
 
 @dataclass
 class RunningServer:
@@ -87,7 +90,7 @@ def server_environment() -> dict[str, str]:
 def spawn_server(folder: Path, *flags: str, env: dict[str, str] | None = None) -> RunningServer:
     """Start ``specproxy serve`` on a free port, with a JSON log in ``folder``, and wait until it listens."""
     log = folder / "server.log"
-    command = [sys.executable, "-m", "specproxy", "serve", "--port", "0", "--log-format", "json", *flags]
+    command = [sys.executable, "-m", "specproxy", "serve", "--port", "0", "--log-format", "json", *QUIET, *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=REPOSITORY, env=server_environment() | (env or {})

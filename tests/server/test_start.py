@@ -1,0 +1,99 @@
+"""Starts that must fail: one clear message, a non-zero exit, nothing left running; and what a start may import."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+def serve(*flags: str, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+    """Run ``specproxy serve`` to its end."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SPECPROXY_")}
+    command = [sys.executable, "-m", "specproxy", "serve", *flags]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=env | {"HF_HUB_OFFLINE": "1"},
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_a_listener_that_others_can_reach_needs_keys() -> None:
+    """Refused before anything is loaded, saying what to do."""
+    done = serve("--host", "0.0.0.0", "--port", "0", timeout_s=20)
+    assert done.returncode != 0
+    assert "0.0.0.0" in done.stderr
+    assert "keys" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
+    """With the port in the message."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = serve("--port", str(port), timeout_s=20)
+    assert done.returncode != 0
+    assert f"port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_not_there_is_one_clear_message() -> None:
+    """The engine's own words, and no traceback."""
+    done = serve("--port", "0", "--model", "/no/such/model")
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith("specproxy: /no/such/model")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_policy_set_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    """There is no older set to fall back on."""
+    (tmp_path / "10-broken.yaml").write_text("version: 1\nroutes:\n  - name: default\n    speculat: off\n")
+    done = serve("--port", "0", "--policies", str(tmp_path), timeout_s=30)
+    assert done.returncode != 0
+    assert "10-broken.yaml:4" in done.stderr
+    assert "speculate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    """No option is accepted and ignored."""
+    done = serve("--port", "0", "--set", "server.max_que=3", timeout_s=20)
+    assert done.returncode != 0
+    assert "server.max_queue" in done.stderr
+
+
+def modules_after(code: str) -> set[str]:
+    """Names of all modules that are imported once ``code`` has run in a fresh process."""
+    program = f"{code}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("heavy", ["torch", "transformers", "specproxy.engine"])
+def test_the_server_never_imports(heavy: str) -> None:
+    """The engine has a process of its own for that."""
+    assert heavy not in modules_after("import specproxy.server.main, specproxy.cli.serve")
+
+
+def test_the_help_imports_nothing_slow() -> None:
+    """``specproxy --help`` must answer at once."""
+    code = "import contextlib, io\nfrom specproxy.cli.main import main\nimport sys\n"
+    code += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n    main(['--help'])"
+    assert not modules_after(code) & {"aiohttp", "torch", "asyncio", "tokenizers", "rich", "specproxy.server.main"}
+
+
+def test_the_engine_is_started_before_the_slow_imports() -> None:
+    """What ``serve`` needs until then is light."""
+    assert not modules_after("import specproxy.cli.serve") & {"aiohttp", "tokenizers", "prometheus_client", "rich"}
