@@ -165,8 +165,9 @@ def _summary(plan: Plan, single: Sequence[Pair], many: Sequence[Pair], facts: di
     alone_1, http_1 = _speed([p.alone for p in single]), _speed([p.http for p in single])
     alone_n, http_n = _speed([p.alone for p in many]), _speed([p.http for p in many])
     method = (
-        f"{len(plan.records)} prompts, {plan.repeats} repeat(s), at most {plan.max_tokens} tokens, alone and over HTTP in "
-        "alternating order; differences paired by prompt, with 95 % bootstrap intervals; tok/s: all tokens over all time"
+        f"{len(plan.records)} prompts, {plan.repeats} repeat(s), at most {plan.max_tokens} tokens, alone and over HTTP "
+        "in alternating order; differences paired by prompt, with 95 % bootstrap intervals; tok/s: all tokens over all "
+        "time"
     )
     return Overhead(
         prompts=len(plan.records),
