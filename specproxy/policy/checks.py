@@ -16,17 +16,18 @@ LATER = ("audit", "shadow", "hold_out", "gate", "capture")
 Fault = tuple[KeyPath, str]
 
 
-def check_settings(name: str, effective: Effective, catalogue: Catalogue, findings: Findings) -> None:
-    """Check the settings of the route ``name`` (or of the defaults), each fault at the line that it comes from.
+def check_settings(effective: Effective, catalogue: Catalogue, findings: Findings, route: str | None = None) -> None:
+    """Check the settings of ``route`` (none: of the defaults alone), each fault at the line that it comes from.
 
-    A fault that routes inherit is the same for all of them, so that it is told once.
+    A fault that routes inherit is the same for all of them, so that it is told once. What the defaults alone would do
+    is warned of where a route really inherits it.
     """
     for path, message in itertools.chain(_names(effective, catalogue), _ranges(effective), _gate(effective)):
         findings.errors.append(effective.problem(path, message))
-    for check in (_limits_of_drafters, _numerics, _nodes, _override, _inherited_off):
+    for check in (_limits_of_drafters, _numerics, _nodes, _override, _inherited_off) if route is not None else ():
         for path, message in check(effective, catalogue):
             own = effective.origin(*path).layer == "route"
-            findings.warnings.append(effective.problem(path, f"route {name}: {message}" if own else message))
+            findings.warnings.append(effective.problem(path, f"route {route}: {message}" if own else message))
 
 
 def _names(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:

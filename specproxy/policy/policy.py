@@ -96,11 +96,11 @@ class PolicySet:
         findings, guard = Findings(), RegexGuard()
         source = read_directory(directory, findings)
         layers = [] if source.defaults is None else [source.defaults]
-        check_settings("defaults", inherit(layers), catalogue, findings)
+        check_settings(inherit(layers), catalogue, findings)
         routes = []
         for item in source.routes:
             effective = inherit([*layers, item.layer])
-            check_settings(item.name, effective, catalogue, findings)
+            check_settings(effective, catalogue, findings, item.name)
             compiler = MatchCompiler(guard, route_problems(item, findings))
             condition = compiler.compile(item.match) if item.match else None
             routes.append(_compile(item, effective, condition, catalogue))

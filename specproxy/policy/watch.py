@@ -105,7 +105,7 @@ class PolicyStore:
                 )
                 async for _ in changes:
                     await self._refresh()
-            except (FileNotFoundError, OSError):
+            except OSError:
                 # The folder itself is gone or being replaced; it may come back under the same name.
                 await self._refresh()
                 await asyncio.sleep(POLL_S)

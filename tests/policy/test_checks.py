@@ -1,0 +1,105 @@
+"""Warnings and notes of policy check."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from specproxy.config.load import load_start_config
+from specproxy.policy.catalogue import Catalogue
+from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
+
+if TYPE_CHECKING:
+    from tests.policy.conftest import FindAll
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ("speculate: {drafters: draft_model, k: {max: 9}}", "k up to 9 is beyond draft_model, which drafts 8 at most"),
+        ("speculate: {drafters: draft_model, k: {min: 9}}", "draft_model drafts 8 at most and can never reach 9"),
+        ("speculate: {k: 20}", "k up to 20 is beyond tree.nodes, which allows 16 per step"),
+        ("speculate: off, override: true", "speculation is off here, so it can only ask for off"),
+        ("speculate: {drafters: ngram}, override: true", "a request may ask for any k, but ngram drafts 16 at most"),
+    ],
+)
+def test_settings_beyond_what_is_there_are_warned_of(find_all: FindAll, settings: str, warning: str) -> None:
+    """With the route and the line; the set still works."""
+    findings = find_all(f"routes:\n  - name: r\n    match: {{n: 1}}\n  - {{name: q, {settings}}}\n")
+    assert findings.errors == []
+    assert any(text.startswith("00.yaml:4: ") and "route q: " in text and warning in text for text in findings.warnings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "speculate: {k: 9}",
+        "speculate: {drafters: draft_model, k: 8}",
+        "speculate: {drafters: draft_model}",
+        "speculate: off",
+        "override: true",
+        "speculate: {k: 16}",
+    ],
+)
+def test_what_is_fine_is_not_warned_of(find_all: FindAll, settings: str) -> None:
+    """Among them a k that only one of the drafters of auto cannot reach."""
+    assert find_all(f"routes: [{{name: q, {settings}}}]\n").warnings == []
+
+
+def test_a_k_beyond_the_window_is_warned_of(find_all: FindAll, catalogue: Catalogue) -> None:
+    """A drafter cannot draft more than it can see."""
+    narrow = msgspec.structs.replace(catalogue.drafters[1], window=4)
+    using = msgspec.structs.replace(catalogue, drafters=(narrow,))
+    findings = find_all("routes: [{name: q, speculate: {k: 4}}]\n", using=using)
+    assert "k up to 4 does not fit the context window of ngram, 4 tokens" in findings.warnings[0]
+
+
+def test_numeric_engines_and_bitwise_routes(find_all: FindAll, catalogue: Catalogue) -> None:
+    """A tree, and bitwise itself, where bitwise is not available; silence where the route asks for numeric."""
+    numeric = msgspec.structs.replace(catalogue, exactness="numeric")
+    tree = "speculate: {tree: {width: 2}}"
+    assert (
+        "a tree where bitwise is not available"
+        in find_all(f"routes: [{{name: q, {tree}}}]\n", using=numeric).warnings[-1]
+    )
+    plain = find_all("defaults: {exactness: bitwise}\nroutes: [{name: p, match: {n: 1}}, {name: q}]\n", using=numeric)
+    assert len(plain.warnings) == 1
+    assert plain.warnings[0].startswith("00.yaml:1: exactness: bitwise is not available")
+    assert find_all(f"routes: [{{name: q, exactness: numeric, {tree}}}]\n", using=numeric).warnings == []
+
+
+def test_what_inherits_an_off_is_told(find_all: FindAll) -> None:
+    """A route that names drafters under a default of off would silently draft nothing."""
+    findings = find_all("defaults: {speculate: off}\nroutes: [{name: q, speculate: {drafters: ngram}}]\n")
+    assert "nothing is drafted: k is 0 from defaults (" in findings.warnings[0]
+    assert "write k: auto here" in findings.warnings[0]
+
+
+def test_keys_of_later_versions_are_noted_where_they_stand(find_all: FindAll) -> None:
+    """Each where it is written, none where it is built in."""
+    findings = find_all(
+        "defaults: {hold_out: 0.1}\nroutes:\n  - name: q\n    gate: {mode: auto}\n    backend: [engine, vllm-a]\n"
+    )
+    assert findings.notes == [
+        "00.yaml:1: defaults.hold_out: is checked now and takes effect with a later version",
+        "00.yaml:4: routes[0].gate: is checked now and takes effect with a later version",
+        "00.yaml:5: routes[0].backend: upstreams take effect with a later version; until then the engine serves",
+    ]
+    assert find_all("routes: [{name: q, backend: engine}]\n").notes == []
+
+
+def test_the_catalogue_of_a_configuration_is_sharpened_by_the_engine() -> None:
+    """Names and declared limits at first; then what is loaded, in the same order."""
+    config = load_start_config(flags={"drafters": ["d=draft_model:/d"], "model.max_model_len": "512"})
+    first = Catalogue.from_config(config)
+    assert first.drafter_names == ("prediction", "ngram", "d")
+    assert (first.max_model_len, first.exactness, first.drafters[2].max_k) == (512, None, None)
+    loaded = [DrafterInfo("d", "draft_model", 8, 1024, "f"), DrafterInfo("ngram", "ngram", 16, None, "g")]
+    numerics = Numerics("f", "cpu", "bfloat16", "2", "bitwise", [1, 8], 64, 2, "fused")
+    second = first.with_engine(loaded, numerics, ModelInfo("m", "f", 256, 100, [0]))
+    assert second.drafter_names == ("ngram", "d")
+    assert (second.max_model_len, second.exactness) == (256, "bitwise")
+    assert second.drafter("d") == second.drafters[1]
+    assert second.drafter("x") is None
