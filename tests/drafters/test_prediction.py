@@ -73,6 +73,20 @@ def test_repeated_rows_are_followed_in_order(bench: Make) -> None:
     assert prediction_usage(prediction, output) == (108, 12)
 
 
+def test_a_value_that_also_stands_elsewhere_does_not_lead_astray(bench: Make) -> None:
+    """After a long agreement a changed value is taken for a replacement, though other rows hold the same value."""
+    rows = [[1, 2, 100 + i, 3, 4, 10 if i % 3 else 20, 30, 31, 32, 33] for i in range(15)]
+    prediction = [token for row in rows for token in row]
+    output = [token for row in rows for token in [*row[:5], 10, *row[6:]]]
+    run = bench(drafter(), [9], prediction=prediction, k=16)
+    steps, done = 0, 0
+    while done < len(output):
+        done += run.accept(output[done:]) + 1
+        steps += 1
+    assert steps <= 13
+    assert prediction_usage(prediction, output)[0] >= 130
+
+
 @pytest.mark.parametrize(
     ("prediction", "output", "usage"),
     [
