@@ -1,0 +1,123 @@
+"""The documents: what they show exists and works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from specproxy.cli.main import build_parser
+from specproxy.config.load import load_start_config
+from specproxy.config.schema import StartConfig
+from specproxy.policy.catalogue import Catalogue
+from specproxy.policy.policy import PolicySet
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "policies/README.md", "docs/api-fields.md"]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return [body for found, body in FENCE.findall((ROOT / page).read_text("utf-8")) if found == language]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Every relative link of a page names a file of the repository."""
+    text = (ROOT / page).read_text("utf-8")
+    targets = [t.partition("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in t]
+    missing = [target for target in targets if target and not ((ROOT / page).parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_exist(page: str) -> None:
+    """Every `make x` that a page mentions is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / page).read_text("utf-8"), re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+def test_paths_of_contributing_exist() -> None:
+    """Every file of the package that CONTRIBUTING names is there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = re.findall(r"`((?:server|engine|text|policy|kernels|tests|scripts|policies|specproxy)/[\w./]+)`", text)
+    missing = [n for n in named if not (ROOT / n).exists() and not (ROOT / "specproxy" / n).exists()]
+    assert named
+    assert missing == []
+
+
+def test_commands_of_the_readme_parse() -> None:
+    """Every `specproxy …` line of the README is accepted by the command line as written."""
+    lines = [line.partition("  #")[0] for body in blocks("README.md", "bash") for line in body.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("specproxy ")]
+    assert len(commands) >= 8
+    for command in commands:
+        assert callable(build_parser(command[0]).parse_args(command).run)
+
+
+def test_the_readme_snippet_answers(base_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The SDK snippet, run as written against a real server, prints the edited code and what was drafted."""
+    (snippet,) = blocks("README.md", "python")
+    assert snippet.count("http://127.0.0.1:8000/v1") == 1
+    exec(compile(snippet.replace("http://127.0.0.1:8000/v1", base_url), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "count" in printed
+    assert "'drafted'" in printed
+
+
+def test_the_policy_of_the_readme_is_a_policy(tmp_path: Path) -> None:
+    """The policy snippet is a complete set: it loads without warnings."""
+    (snippet,) = blocks("README.md", "yaml")
+    (tmp_path / "10-readme.yaml").write_text("version: 1\n" + snippet, encoding="utf-8")
+    policies = PolicySet.load(tmp_path, Catalogue.from_config(load_start_config()))
+    assert policies.warnings == ()
+
+
+def test_the_example_configuration_shows_the_defaults() -> None:
+    """The example loads, and differs from the defaults only where it says so."""
+    example, default = load_start_config(ROOT / "examples" / "specproxy.yaml"), load_start_config()
+    assert example.model.aliases == ["gpt-4o-mini"]
+    example.model.aliases = []
+    assert example == default
+
+
+@pytest.fixture
+def compose() -> dict[str, dict[str, dict[str, object]]]:
+    """docker-compose.yml, its anchors resolved."""
+    loaded: dict[str, dict[str, dict[str, object]]] = YAML(typ="safe", pure=True).load(ROOT / "docker-compose.yml")
+    return loaded
+
+
+def test_compose_has_a_cpu_and_a_gpu_service(compose: dict[str, dict[str, dict[str, object]]]) -> None:
+    """Each profile starts one service, behind loopback, with policies mounted and keys demanded."""
+    services = compose["services"]
+    assert [service["profiles"] for service in services.values()] == [["cpu"], ["gpu"]]
+    for service in services.values():
+        assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])  # type: ignore[attr-defined]
+        assert "./policies:/etc/specproxy/policies:ro" in service["volumes"]  # type: ignore[operator]
+        assert ":?" in service["environment"]["SPECPROXY_API_KEYS"]  # type: ignore[index]
+
+
+def test_the_dockerfile_copies_what_is_there() -> None:
+    """Every source of a COPY exists, and .dockerignore lets it through."""
+    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+    sources = [s for line in lines if line.startswith("COPY ") and "--from" not in line for s in line.split()[1:-1]]
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    assert sources
+    assert set(sources) <= allowed
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_settings_of_the_dockerfile_are_settings() -> None:
+    """Every SPECPROXY_ variable of the image means something to the configuration."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    env = dict(re.findall(r"(SPECPROXY_[A-Z_]+)=(\S+)", text))
+    config = load_start_config(env=env)
+    assert isinstance(config, StartConfig)
+    assert (config.server.host, config.policies) == ("0.0.0.0", "/etc/specproxy/policies")
