@@ -19,6 +19,7 @@ Shapes: T rows, S sequences, Hq query heads, Hk key heads, G = Hq / Hk, Dk and D
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -191,7 +192,7 @@ def plan_attention(
         end = span.context + span.count
         keys = -(-end // KEY_BLOCK) * KEY_BLOCK if exact else -(-end // page_size) * page_size
         table = list(span.table[: -(-end // page_size)])
-        contiguous = all(b - a == 1 for a, b in zip(table, table[1:], strict=False))
+        contiguous = all(b - a == 1 for a, b in itertools.pairwise(table))
         index = torch.arange(keys, device=device)
         if span.words is None:
             visible = index <= torch.arange(span.context, end, device=device)[:, None]

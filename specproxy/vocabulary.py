@@ -120,8 +120,6 @@ class SequenceStats(Struct):
     cached_tokens: int = 0
     steps: int = 0
     drafts: list[DraftCounts] = []
-    prediction_accepted: int = 0
-    prediction_rejected: int = 0
     preemptions: int = 0
     queued_s: float = 0.0
     first_token_s: float = 0.0

@@ -15,7 +15,7 @@ import numpy as np
 from specproxy.vocabulary import MAX_TREE_NODES
 
 if TYPE_CHECKING:
-    from specproxy.engine.sampling import Sampler
+    from specproxy.sampling.sampler import Sampler
 
 ROOT = -1
 """Parent of a draft node whose parent is the last committed token."""

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
 from specproxy.drafters.registry import Host, Options, read_options
-from specproxy.engine.sampling import Row, propose_rows
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import KVBuffers, Span, plan_attention
 from specproxy.models.base import StepModel
 from specproxy.models.loading import load_model, tokenizer_hash
+from specproxy.sampling.sampler import Row, propose_rows
 
 CATCH_UP_ROWS = 256
 """Committed tokens computed at once when the draft model is behind (a prompt, a resume)."""

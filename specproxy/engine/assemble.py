@@ -13,6 +13,7 @@ from specproxy.config.schema import DrafterConfig, EngineConfig
 from specproxy.drafters import registry
 from specproxy.drafters.base import Drafter
 from specproxy.engine.controller import Controller
+from specproxy.engine.costs import CostTable
 from specproxy.engine.drafting import Drafting
 from specproxy.engine.loop import Engine
 from specproxy.engine.memory import count_pages
@@ -20,7 +21,7 @@ from specproxy.engine.numerics import describe, proven_rules
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
-from specproxy.engine.warmup import measure
+from specproxy.engine.warmup import measure_chains, measure_steps
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import KVBuffers
 from specproxy.models.loading import load_model, tokenizer_hash, tokenizer_size
@@ -64,7 +65,10 @@ class Assembled:
 
     def load_drafter(self, name: str, config: DrafterConfig) -> None:
         """Load one drafter and offer it from the next step on. Raises StartError."""
-        self.engine.drafting.drafters[name] = load_drafter(name, config, self.host)
+        drafter = load_drafter(name, config, self.host)
+        engine = self.engine
+        chains = measure_chains(engine.runner, engine.scheduler.pool, self.host.vocab_size, drafter)
+        engine.drafting.add(drafter, chains)
         self.configs[name] = config
 
     def unload_drafter(self, name: str) -> None:
@@ -122,15 +126,11 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
     host.on_allocate(kv.zero_page)
     host.on_allocate(kv.zero_page)
-    drafters: dict[str, Drafter] = {}
-    for name, drafter_config in config.drafters.items():
-        progress(f"loading drafter {name}")
-        drafters[name] = load_drafter(name, drafter_config, host)
-    progress("measuring step times")
-    runner = Runner(model, kv, rules)
-    controller = Controller(measure(runner, drafters, host.vocab_size), time.monotonic)
-    drafting = Drafting(drafters, controller, time.monotonic, trees=False, max_rows=wanted.max_sequences)
     pool = PagePool(num_pages, PAGE_SIZE, host.page_allocated)
+    runner = Runner(model, kv, rules)
+    progress("measuring step times")
+    controller = Controller(CostTable(measure_steps(runner, pool, host.vocab_size)), time.monotonic)
+    drafting = Drafting(controller, time.monotonic, trees=False, max_rows=wanted.max_sequences)
     scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, drafting.release)
     engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic)
     info = ModelInfo(
@@ -140,4 +140,8 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         vocab_size=host.vocab_size,
         eos_token_ids=list(model.spec.eos_token_ids),
     )
-    return Assembled(engine, host, info, describe(model, rules), dict(config.drafters))
+    assembled = Assembled(engine, host, info, describe(model, rules), {})
+    for name, drafter_config in config.drafters.items():
+        progress(f"loading drafter {name}")
+        assembled.load_drafter(name, drafter_config)
+    return assembled

@@ -6,10 +6,9 @@ Device drafters are asked only for the rows and lengths that the controller chos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
 from specproxy.engine.controller import Candidate, Choice, Controller, Request
@@ -40,27 +39,16 @@ class Draft:
 NO_DRAFT = Draft([], [])
 
 
-class Budget(Protocol):
-    """How many nodes a sequence may draft now, for reasons that have nothing to do with gain."""
-
-    def __call__(self, sequence: Sequence, wanted: int) -> int:
-        """At most ``wanted``."""
-        ...
+Budget = Callable[[Sequence, int], int]
+"""(sequence, wanted) -> nodes that it may draft now, at most ``wanted``, whatever the gain."""
 
 
 class Drafting:
     """The loaded drafters and the controller that chooses among them."""
 
-    def __init__(
-        self,
-        drafters: dict[str, Drafter],
-        controller: Controller,
-        clock: Callable[[], float],
-        *,
-        trees: bool,
-        max_rows: int,
-    ) -> None:
-        self.drafters = drafters
+    def __init__(self, controller: Controller, clock: Callable[[], float], *, trees: bool, max_rows: int) -> None:
+        """``trees``: whether trees were proven bitwise. ``max_rows``: sequences that a drafter is asked for at once."""
+        self.drafters: dict[str, Drafter] = {}
         self._controller = controller
         self._clock = clock
         self._trees = trees
@@ -74,6 +62,13 @@ class Drafting:
             row.state = None
             if name in self.drafters:
                 self.drafters[name].release(sequence.id)
+
+    def add(self, drafter: Drafter, chains: Mapping[tuple[int, int], float]) -> None:
+        """A drafter was loaded, perhaps in place of one of the same name. ``chains``: what drafting was measured at."""
+        self.forget(drafter.name)
+        self.drafters[drafter.name] = drafter
+        if chains:
+            self._controller.costs.set_chain(drafter.name, chains)
 
     def forget(self, name: str) -> None:
         """A drafter was unloaded."""
@@ -125,7 +120,7 @@ class Drafting:
         self.drafters[choice.drafter].commit(DraftContext([row]))
 
     def _caps(self, s: Sequence, budget: Budget) -> dict[str, int]:
-        """Nodes that each drafter of the sequence may draft: policy, drafter, window, what the answer can still take."""
+        """Nodes that each drafter of the sequence may draft: policy, own limit, window, what the answer still takes."""
         decision = s.decision
         caps = {}
         for name in decision.drafters:

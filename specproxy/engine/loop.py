@@ -6,7 +6,8 @@ this file (who runs with whom, who drafts, who was preempted) can change one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Rows
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
@@ -15,12 +16,16 @@ from specproxy.engine.controller import Controller
 from specproxy.engine.drafting import Draft, Drafting
 from specproxy.engine.report import EngineTimes, finish_reason, finished_stats
 from specproxy.engine.runner import Runner
-from specproxy.engine.sampling import Row, Sampler, sample_rows, token_logprobs
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import Step, is_chain, prefill_step
+from specproxy.errors import BadLogits, EngineFailed, InvalidRequest
 from specproxy.kernels.walk import walk
-from specproxy.vocabulary import Decision, Delta, ErrorInfo, FinishReason, Submission
+from specproxy.sampling.sampler import Row, Sampler, sample_rows, token_logprobs
+from specproxy.vocabulary import Decision, Delta, FinishReason, Submission
+
+NO_TOKEN = -1
+"""Sampled where there are no finite logits: no draft carries it, so the walk ends there."""
 
 
 class Engine:
@@ -53,23 +58,23 @@ class Engine:
 
     def submit(self, submission: Submission) -> None:
         """Queue a sequence; what is wrong with it comes back as its only delta."""
-        known = len(submission.prompt) + len(submission.generated)
         limit = min(self.runner.model.spec.max_len, self.scheduler.pool.total * self.scheduler.pool.page_size)
         ids = [*submission.prompt, *submission.generated]
-        if not submission.prompt or known > limit or not all(0 <= i < self._vocab for i in ids):
-            message = f"a prompt of 1 to {limit} token ids below {self._vocab} was expected"
-            error = ErrorInfo(message, 400, "invalid_request_error", "invalid_prompt")
-            self._early.append(Delta(submission.id, finish_reason="error", error=error))
+        try:
+            if not submission.prompt or len(ids) > limit or not all(0 <= i < self._vocab for i in ids):
+                raise InvalidRequest(f"expected a prompt of 1 to {limit} token ids, each below {self._vocab}")
+            sampler = Sampler(
+                submission.params,
+                submission.seed,
+                submission.choice,
+                submission.prompt,
+                self._vocab,
+                tuple(self._eos),
+                torch.device(self.runner.model.spec.device),
+            )
+        except InvalidRequest as error:
+            self._early.append(Delta(submission.id, finish_reason="error", error=error.info()))
             return
-        sampler = Sampler(
-            submission.params,
-            submission.seed,
-            submission.choice,
-            submission.prompt,
-            self._vocab,
-            tuple(self._eos),
-            torch.device(self.runner.model.spec.device),
-        )
         sampler.advance(submission.generated)
         self.scheduler.add(Sequence(submission, submission.decision, sampler, self._clock(), ids))
 
@@ -125,7 +130,7 @@ class Engine:
             return []
         if s.submission.params.max_tokens == 0:
             return [self._finish(s, Delta(s.id, prompt_logprobs=s.prompt_logprobs), "length")]
-        return [self._commit(s, sample_rows(logits, [Row(s.sampler, (), s.num_prompt)]), logits, [0])]
+        return [self._commit(s, sample_finite(logits, [Row(s.sampler, (), s.num_prompt)]), logits, [0])]
 
     def _score_prompt(self, s: Sequence, step: Step, base: int, end: int) -> None:
         """Logprobs of the prompt's own tokens, from a run of its own: the sampled row keeps its product's width."""
@@ -190,7 +195,7 @@ class Engine:
             first.append(len(step.sample))
             rows += self._add(step, s, draft)
         logits, _ = self.runner.run(step)
-        sampled = sample_rows(logits, rows) if rows else []
+        sampled = sample_finite(logits, rows) if rows else []
         seconds = self._clock() - began
         self._controller.observe_step(len(step.ids), seconds)
         self.times.add("decode", seconds)
@@ -240,9 +245,13 @@ class Engine:
 
     def _commit(self, s: Sequence, tokens: Rows[int], logits: Tensor, rows: Rows[int]) -> Delta:
         """Append tokens one by one until one of them ends the answer. ``rows`` are their rows in ``logits``."""
+        if tokens[0] == NO_TOKEN:
+            return self._fail(s)
         params, reason = s.submission.params, None
         kept: list[int] = []
         for token in tokens:
+            if token == NO_TOKEN:  # the next step begins at this row and fails the sequence
+                break
             kept.append(token)
             s.tokens.append(token)
             reason = finish_reason(s, token, self._eos, self.runner.model.spec.max_len)
@@ -268,3 +277,22 @@ class Engine:
         delta.stats = finished_stats(s)
         self.scheduler.remove(s)
         return delta
+
+    def _fail(self, s: Sequence) -> Delta:
+        """The target gave no number for this sequence's next token; nobody else's answer is touched."""
+        error = EngineFailed("the target's logits are not finite for this request", code="bad_logits")
+        self.scheduler.remove(s)
+        return Delta(s.id, finish_reason="error", error=error.info(), stats=finished_stats(s))
+
+
+def sample_finite(logits: Tensor, rows: Rows[Row]) -> list[int]:
+    """``sample_rows``, with NO_TOKEN where a row's logits hold NaN."""
+    try:
+        return sample_rows(logits, rows)
+    except BadLogits as error:
+        good = [i for i in range(len(rows)) if i not in error.rows]
+        tokens = [NO_TOKEN] * len(rows)
+        if good:
+            for i, token in zip(good, sample_rows(logits[good], [rows[i] for i in good]), strict=True):
+                tokens[i] = token
+        return tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,7 @@ _UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
 
 
 def parse_bytes(value: int | str) -> int:
-    """ "512MB", "2GB", "1000000" or a number, in bytes. Raises ConfigError."""
+    """A number, or text such as 512MB, 2GB or 1000000, in bytes. Raises ConfigError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB)?\s*", str(value).upper().replace("IB", "B"))
     if match is None:
         raise ConfigError(f"model.kv_memory: {value!r}; expected auto, a number of bytes, or text such as 512MB or 2GB")
@@ -41,7 +42,8 @@ def count_pages(config: ModelConfig, spec: ModelSpec, page_size: int) -> int:
     if pages < per_sequence:
         raise ModelLoadError(
             f"KV for one sequence of {spec.max_len} tokens needs {per_sequence * per_page / 2**20:.0f} MB, "
-            f"available are {max(0, pages) * per_page / 2**20:.0f} MB; lower model.max_model_len or raise model.kv_memory"
+            f"available are {max(0, pages) * per_page / 2**20:.0f} MB; lower model.max_model_len or raise "
+            "model.kv_memory"
         )
     return pages + KVBuffers.RESERVED_PAGES
 
@@ -50,5 +52,5 @@ def free_memory(device: str) -> int:
     """Bytes that could be allocated now."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as info:
-        return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Set
 
-from specproxy.drafters.prediction import prediction_usage
 from specproxy.engine.sequence import Sequence
 from specproxy.vocabulary import FinishReason, SequenceStats
 
@@ -46,7 +45,4 @@ def finished_stats(s: Sequence) -> SequenceStats:
     stats = s.stats
     stats.prompt_tokens = s.num_prompt
     stats.drafts = list(s.counts.values())
-    if s.submission.prediction:
-        output = s.tokens[s.num_prompt :]
-        stats.prediction_accepted, stats.prediction_rejected = prediction_usage(s.submission.prediction, output)
     return stats

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from specproxy.engine.runner import Rules, Runner
-from specproxy.engine.sampling import Row, Sampler, sample_rows
 from specproxy.engine.step import Step, prefill_step
 from specproxy.kernels.attention import KEY_BLOCK, KVBuffers
 from specproxy.models.base import StepModel
+from specproxy.sampling.sampler import Row, Sampler, sample_rows
 from specproxy.vocabulary import SamplingParams
 
 CANDIDATES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 32, 40, 48, 56, 64)

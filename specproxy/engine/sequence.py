@@ -6,7 +6,7 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
 from specproxy.drafters.base import DraftRow
-from specproxy.engine.sampling import Sampler
+from specproxy.sampling.sampler import Sampler
 from specproxy.vocabulary import Decision, DraftCounts, SequenceStats, Submission, TokenLogprob
 
 

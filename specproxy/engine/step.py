@@ -16,8 +16,9 @@ from specproxy.kernels.attention import KVBuffers, Span
 
 @dataclass
 class Step:
-    """Rows in order: ids, absolute positions, KV slots. ``spans`` cut them into sequences; ``sample`` are the rows whose
-    logits are wanted. ``kind`` says how KV comes about: prompt tokens in fixed chunks, all else at decode widths."""
+    """Rows in order: ids, absolute positions, KV slots. ``spans`` cut them into sequences; ``sample`` are the rows
+    whose logits are wanted. ``kind`` says how KV comes about: prompt tokens in fixed chunks, all else at decode
+    widths."""
 
     kind: Literal["prefill", "decode"]
     ids: list[int] = field(default_factory=list)

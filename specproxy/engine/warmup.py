@@ -1,19 +1,20 @@
-"""Measures what a step and a draft cost here, which also warms every kernel up. Runs before the first sequence."""
+"""Measures what a step and a draft cost here, which also warms every kernel up. Runs between steps, on own pages."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 
 import torch
 
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
-from specproxy.engine.costs import CostTable
+from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
-from specproxy.engine.sampling import Row, Sampler, sample_rows
 from specproxy.engine.step import Step
-from specproxy.kernels.attention import KVBuffers
+from specproxy.sampling.sampler import Row, Sampler, sample_rows
 from specproxy.vocabulary import SamplingParams
 
 CONTEXT = 300
@@ -25,38 +26,49 @@ REPEATS = 5
 
 
 class Warmup:
-    """Measurements on the pages of an empty pool: whoever is given a page later finds it cleared."""
+    """Measurements on pages borrowed from the pool; ``close`` gives them back."""
 
-    def __init__(self, runner: Runner, vocab_size: int) -> None:
+    def __init__(self, runner: Runner, pool: PagePool, vocab_size: int) -> None:
         self._runner = runner
+        self._pool = pool
         self._vocab = vocab_size
         self._context = min(CONTEXT, runner.model.spec.max_len // 2)
-        size = runner.kv.page_size
-        self._pages = -(-(self._context + ROWS_PER_SEQUENCE + max(CHAIN_LENGTHS)) // size)
         self._states: dict[tuple[str, int], object] = {}
-        self._room = (runner.kv.num_pages - KVBuffers.RESERVED_PAGES) // self._pages
+        pages = -(-(self._context + ROWS_PER_SEQUENCE + max(CHAIN_LENGTHS)) // pool.page_size)
+        self._tables = [self._borrow(pages) for _ in range(min(max(CHAIN_ROWS), pool.available // pages))]
+
+    def _borrow(self, pages: int) -> list[int]:
+        table: list[int] = []
+        while len(table) < pages:
+            page = self._pool.allocate(table[-1] if table else None)
+            if page is None:
+                raise RuntimeError("the pool gave fewer pages than it said were available")
+            table.append(page)
+        return table
+
+    def close(self) -> None:
+        """Give the pages back."""
+        for table in self._tables:
+            for page in table:
+                self._pool.release(page)
 
     def steps(self) -> dict[int, float]:
         """Rows -> seconds of a decode step with greedy sampling, median of a few."""
         limit = self._runner.rules.max_rows
         return {
-            rows: _median(lambda rows=rows: self._step(rows))
+            rows: _median(partial(self._step, rows))
             for rows in STEP_ROWS
-            if rows <= limit and -(-rows // ROWS_PER_SEQUENCE) <= self._room
+            if rows <= limit and -(-rows // ROWS_PER_SEQUENCE) <= len(self._tables)
         }
 
     def chains(self, drafter: Drafter) -> dict[tuple[int, int], float]:
         """(rows, k) -> seconds that ``drafter`` takes to draft k tokens for each of so many sequences."""
         return {
-            (rows, k): _median(lambda rows=rows, k=k: self._draft(drafter, rows, k))
+            (rows, k): _median(partial(self._draft, drafter, rows, k))
             for rows in CHAIN_ROWS
             for k in CHAIN_LENGTHS
-            if rows <= self._room and k <= drafter.needs.max_k
+            if rows <= len(self._tables) and k <= drafter.needs.max_k
         }
-
-    def _table(self, index: int) -> list[int]:
-        first = KVBuffers.RESERVED_PAGES + index * self._pages
-        return list(range(first, first + self._pages))
 
     def _sampler(self) -> Sampler:
         device = torch.device(self._runner.model.spec.device)
@@ -67,7 +79,7 @@ class Warmup:
         sampler = self._sampler()
         for start in range(0, rows, ROWS_PER_SEQUENCE):
             count = min(ROWS_PER_SEQUENCE, rows - start)
-            table = self._table(start // ROWS_PER_SEQUENCE)
+            table = self._tables[start // ROWS_PER_SEQUENCE]
             step.add_chain([0] * count, self._context, table, self._runner.kv.page_size, 0)
             samples += [Row(sampler, (), self._context + i) for i in range(count)]
         sample_rows(self._runner.run(step)[0], samples)
@@ -83,7 +95,7 @@ class Warmup:
                     k=k,
                     group="",
                     sampler=self._sampler(),
-                    pages=self._table(i),
+                    pages=self._tables[i],
                     state=self._states.get((drafter.name, i)),
                 )
                 for i in range(rows)
@@ -94,11 +106,18 @@ class Warmup:
             self._states[drafter.name, i] = row.state
 
 
-def measure(runner: Runner, drafters: dict[str, Drafter], vocab_size: int) -> CostTable:
-    """The cost table of this engine on this machine."""
-    warmup = Warmup(runner, vocab_size)
-    chains = {name: warmup.chains(d) for name, d in drafters.items() if d.needs.place == "device"}
-    return CostTable(warmup.steps(), chains)
+def measure_steps(runner: Runner, pool: PagePool, vocab_size: int) -> dict[int, float]:
+    """Rows -> seconds of a step of the target on this machine."""
+    with closing(Warmup(runner, pool, vocab_size)) as warmup:
+        return warmup.steps()
+
+
+def measure_chains(runner: Runner, pool: PagePool, vocab_size: int, drafter: Drafter) -> dict[tuple[int, int], float]:
+    """(rows, k) -> seconds of a device drafter's chains; empty for host drafters, which count as free."""
+    if drafter.needs.place == "host":
+        return {}
+    with closing(Warmup(runner, pool, vocab_size)) as warmup:
+        return warmup.chains(drafter)
 
 
 def _median(run: Callable[[], None]) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +24,18 @@ from specproxy.models.linear import Linear, make_linear
 
 @dataclass(frozen=True)
 class Family:
-    """How a model type differs from Llama: norms on q and k per head; which attribute holds the window."""
+    """How a model type differs from Llama: norms on q and k per head; whose the sliding window is, if there is one:
+    the same for all layers, or each layer's own."""
 
     qk_norm: bool = False
-    window: bool = False
+    window: Literal["none", "model", "layer"] = "none"
 
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
-    "mistral": Family(window=True),
-    "qwen2": Family(window=True),
-    "qwen3": Family(qk_norm=True, window=True),
+    "mistral": Family(window="model"),
+    "qwen2": Family(window="layer"),
+    "qwen3": Family(qk_norm=True, window="layer"),
 }
 """Model types the lean loop runs; every other type goes through its own transformers module."""
 
@@ -77,11 +78,14 @@ class FusedModel:
         self._embedding = base.embed_tokens.weight
         self._norm = base.norm.weight
         self._head = make_linear(stock.lm_head.weight, stock.lm_head.bias)
-        self._layers = [self._fuse(layer, FAMILIES[config.model_type]) for layer in base.layers]
+        self._layers = [self._fuse(layer, FAMILIES[config.model_type], config) for layer in base.layers]
         self._cos, self._sin = self._rotary_tables(base)
 
-    def _fuse(self, layer: Any, family: Family) -> _Layer:
+    def _fuse(self, layer: Any, family: Family, config: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
+        window = None
+        if family.window != "none":
+            window = (config if family.window == "model" else attention).sliding_window
         return _Layer(
             input_norm=layer.input_layernorm.weight,
             post_norm=layer.post_attention_layernorm.weight,
@@ -91,7 +95,7 @@ class FusedModel:
             down=make_linear(mlp.down_proj.weight, mlp.down_proj.bias),
             q_norm=attention.q_norm.weight if family.qk_norm else None,
             k_norm=attention.k_norm.weight if family.qk_norm else None,
-            window=attention.sliding_window if family.window else None,
+            window=window,
         )
 
     def _rotary_tables(self, base: Any) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class GenericModel:
     @contextmanager
     def own_attention(self) -> Iterator[None]:
         """The stock module uses our attention inside this block, its own outside (audits)."""
-        before = self.stock.config._attn_implementation
+        before = self.stock.config._attn_implementation  # noqa: SLF001 - set_attn_implementation has no getter
         self.stock.set_attn_implementation(self._name)
         try:
             yield

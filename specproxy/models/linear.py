@@ -31,8 +31,8 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Linear | None:
     if not torch.backends.mkldnn.is_available():
         return None
     try:
-        packed = mkldnn._reorder_linear_weight(weight, MAX_PACKED_ROWS)
-        product = mkldnn._linear_pointwise
+        packed = mkldnn._reorder_linear_weight(weight, MAX_PACKED_ROWS)  # noqa: SLF001 - torch has no public name for it
+        product = mkldnn._linear_pointwise  # noqa: SLF001 - as above
         probe = torch.linspace(-1, 1, weight.shape[1], dtype=torch.float32).to(weight.dtype).expand(3, -1).contiguous()
         same = torch.allclose(
             product(probe, packed, bias, "none", [], "").float(),

@@ -17,8 +17,11 @@ from specproxy.models.fused import FusedModel, can_fuse
 from specproxy.models.generic import GenericModel
 
 RECURRENT = frozenset(
-    ["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "jamba", "granitemoehybrid", "nemotron_h", "mamba"]
-    + ["mamba2", "falcon_mamba", "bamba", "zamba", "zamba2", "rwkv", "recurrent_gemma", "lfm2", "falcon_h1", "minimax"]
+    [
+        *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "jamba", "granitemoehybrid", "nemotron_h", "bamba"),
+        *("mamba", "mamba2", "falcon_mamba", "zamba", "zamba2", "rwkv", "recurrent_gemma", "lfm2", "falcon_h1"),
+        "minimax",
+    ]
 )
 """Model types with recurrent state: packed sequences would mix and drafts could not be taken back."""
 
@@ -130,7 +133,7 @@ def _has_sdpa(config: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:
-        return bool(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa)
+        return bool(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa)  # noqa: SLF001 - the only flag there is
     except KeyError:
         return False
 

@@ -50,7 +50,7 @@ class Abort(Struct, tag="abort"):
     """Forget this sequence; unknown ids are ignored. No frame about it follows.
 
     With ``report`` (a stop string ended the answer, so its counts still matter) exactly one last Delta without tokens
-    follows: ``finish_reason="abort"`` and ``stats``. If the sequence had just ended by itself, its own last Delta is it.
+    follows: ``finish_reason="abort"`` and ``stats``. If the sequence had just ended by itself, that is its own last one.
     """
 
     id: str
@@ -99,7 +99,7 @@ class Tokens(Struct, tag="tokens"):
 
 
 class Stats(Struct, tag="stats"):
-    """State of the engine; counters run from its start. ``step_s`` has (kind, seconds) of steps since the last frame."""
+    """State of the engine; counters run from its start. ``step_s``: (kind, seconds) of steps since the last frame."""
 
     running: int
     waiting: int

@@ -5,8 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specproxy.drafters.prediction import Alignment, PredictionDrafter, PredictionOptions, load, prediction_usage
+from specproxy.alignment import Alignment
+from specproxy.drafters.prediction import PredictionDrafter, PredictionOptions, load
 from specproxy.errors import ConfigError
+
+
+def prediction_usage(prediction: Sequence[int], output: Sequence[int]) -> tuple[int, int]:
+    """(accepted, rejected) after the whole output."""
+    alignment = Alignment(prediction)
+    for token in output:
+        alignment.feed(token)
+    return alignment.accepted, alignment.rejected
 
 Make = Callable[..., Any]
 TEXT = st.lists(st.integers(0, 4), max_size=50)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from specproxy.engine.sampling import Row, Sampler, propose_rows, sample_rows
 from specproxy.kernels.walk import walk
+from specproxy.sampling.sampler import Row, Sampler, propose_rows, sample_rows
 from specproxy.vocabulary import SamplingParams
 
 Draft = tuple[list[int], list[int]]

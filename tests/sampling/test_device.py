@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from specproxy.engine import sampling
-from specproxy.engine.sampling import Row, Sampler
 from specproxy.kernels.philox import gumbel, gumbel_host, philox
+from specproxy.sampling.sampler import Row, Sampler
 from specproxy.vocabulary import SamplingParams
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import scipy.stats
 
-from specproxy.engine.sampling import Row, propose_rows, sample_rows
+from specproxy.sampling.sampler import Row, propose_rows, sample_rows
 from specproxy.vocabulary import SamplingParams
 
 PARAMS = SamplingParams(

@@ -1,6 +1,6 @@
 import numpy as np
 
-from specproxy.engine.history import History
+from specproxy.sampling.history import History
 from specproxy.vocabulary import SamplingParams
 
 PARAMS = SamplingParams(

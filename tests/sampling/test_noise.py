@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from specproxy.engine.noise import Noise
 from specproxy.kernels.philox import gumbel_host
+from specproxy.sampling.noise import Noise
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specproxy.engine.sampling import Row, Sampler, propose_rows, sample_rows, token_logprobs
 from specproxy.errors import BadLogits, InvalidRequest
+from specproxy.sampling.sampler import Row, Sampler, propose_rows, sample_rows, token_logprobs
 from specproxy.vocabulary import SamplingParams
 
 CPU = torch.device("cpu")

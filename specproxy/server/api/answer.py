@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from specproxy.alignment import Alignment
 from specproxy.server.api.choice import Choice
 from specproxy.server.api.envelope import AnyChoice, Envelope
 from specproxy.server.api.parsed import ParsedRequest
@@ -68,6 +69,7 @@ class Answer:
                 prompt=prompt,
                 assembler=Assembler(request.context.tokenizer, prompt.ids, options),
                 wants_logprobs=request.params.logprobs is not None,
+                alignment=Alignment(request.prediction) if request.prediction else None,
             )
             for row, prompt in enumerate(request.prompts)
             for i in range(request.n)
@@ -116,15 +118,14 @@ class Answer:
 
     def usage(self) -> Usage:
         """Counts so far."""
-        prompt, completion, stats = self._request.prompt_tokens, self.completion_tokens, self.stats
+        prompt, completion = self._request.prompt_tokens, self.completion_tokens
+        aligned = [choice.alignment for choice in self._choices if choice.alignment is not None]
         return Usage(
             prompt,
             completion,
             prompt + completion,
             PromptDetails(self.cached_tokens),
-            CompletionDetails(
-                sum(each.prediction_accepted for each in stats), sum(each.prediction_rejected for each in stats)
-            ),
+            CompletionDetails(sum(each.accepted for each in aligned), sum(each.rejected for each in aligned)),
         )
 
     def finish(self, specproxy: dict[str, Any] | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from specproxy.alignment import Alignment
 from specproxy.errors import EngineFailed
 from specproxy.server.api.errors import error_of
 from specproxy.server.api.parsed import Prompt
@@ -30,13 +31,15 @@ class Shown:
 class Choice:
     """``pending`` has grown since it was last taken: tokens wait there until their text may be shown.
 
-    ``stop``: the stop string, or stop token's id, that ended it. ``stats``: the engine's latest counts.
+    ``stop``: the stop string, or stop token's id, that ended it. ``stats``: the engine's latest counts. ``alignment``:
+    where the answer stands in the client's prediction, if there is one.
     """
 
     index: int
     prompt: Prompt
     assembler: Assembler
     wants_logprobs: bool
+    alignment: Alignment | None = None
     opened: bool = False
     ending: Ending | None = None
     stop: str | int | None = None
@@ -64,6 +67,9 @@ class Choice:
         if piece.text:
             self.pending.parts.append(piece.text)
         self.pending.tokens += delta.tokens[: piece.tokens]
+        if self.alignment is not None:
+            for token in delta.tokens[: piece.tokens]:
+                self.alignment.feed(token)
         self.pending.offsets += piece.offsets
         if self.wants_logprobs:
             self._keep_logprobs(delta, piece.tokens)

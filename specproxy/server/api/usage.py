@@ -13,7 +13,7 @@ class PromptDetails(Struct):
 
 
 class CompletionDetails(Struct):
-    """Of a prediction: how many of its tokens were drafted and accepted, and drafted in vain.
+    """Of a prediction: how many of its tokens are in the answer, and how many are not; a function of the two texts.
 
     Rejected ones cost the client nothing: they are no part of ``completion_tokens``.
     """

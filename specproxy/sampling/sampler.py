@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from specproxy.engine.history import History
-from specproxy.engine.noise import Noise
 from specproxy.errors import BadLogits, InvalidRequest
 from specproxy.kernels.sample import Cut, Winners, first_in_order, winners, winners_host
+from specproxy.sampling.history import History
+from specproxy.sampling.noise import Noise
 from specproxy.vocabulary import SamplingParams, TokenLogprob
 
 

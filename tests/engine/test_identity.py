@@ -1,0 +1,47 @@
+"""Identity: nothing about speculation, batching, caching or recovery changes anything a client can see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.covering import pairwise
+from tests.support.driver import Driver
+from tests.support.identity import AXES, Identity
+
+CASES = pairwise(AXES)
+
+
+def test_the_array_covers_every_pair() -> None:
+    """Every two values of every two axes meet in some case."""
+    names = list(AXES)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            seen = {(str(c[a]), str(c[b])) for c in CASES}
+            assert seen == {(str(x), str(y)) for x in AXES[a] for y in AXES[b]}
+
+
+@pytest.fixture(scope="module")
+def identity(assemble_engine: Callable[..., Driver]) -> Identity:
+    """The experiment on the house model as it is served by default."""
+    driver = assemble_engine()
+    assert driver.assembled.numerics.exactness.startswith("bitwise")
+    return Identity(driver)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_pairwise_identity(identity: Identity, mini: list[dict[str, Any]], number: int) -> None:
+    """Token ids, logprobs, finish reason and usage equal those of plain decoding, alone and in order."""
+    records = [mini[(number * 7 + i * 11) % len(mini)] for i in range(4)]
+    assert identity.mismatches(CASES[number], records) == []
+
+
+def test_identity_in_float32(assemble_engine: Callable[..., Driver], mini: list[dict[str, Any]]) -> None:
+    """float32 reaches a bitwise rung too, and keeps identity at it."""
+    identity = Identity(assemble_engine(dtype="float32"), max_tokens=24)
+    assert identity.driver.assembled.numerics.exactness.startswith("bitwise")
+    for number in range(0, len(CASES), 9):
+        records = [mini[(number * 5 + i * 17) % len(mini)] for i in range(2)]
+        assert identity.mismatches(CASES[number], records) == []
