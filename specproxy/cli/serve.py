@@ -35,6 +35,11 @@ a drafter is NAME=TYPE or NAME=TYPE:PATH; NAME is what policies call it. Types: 
 SIGHUP reloads the policies (so does saving one), SIGTERM drains, a second one stops at once.
 GET /ready says what is loaded and how exact it is, GET /metrics is for Prometheus."""
 
+ERASE = "\r\x1b[2K"
+"""Terminal codes: back to the start of the line, and clear it."""
+
+PROGRESS_WIDTH = 100
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
@@ -67,44 +72,45 @@ def run(args: argparse.Namespace) -> int:
 class Terminal:
     """Tells a person how far the start is: one line that rewrites itself on a terminal, and a banner at the end.
 
-    Where the log is JSON, nothing is printed that is not JSON: the log says the same.
+    Where the log is JSON nothing else may be written, so the end of the start is a log line there.
     """
 
     def __init__(self, config: StartConfig, out: TextIO) -> None:
-        self._config = config
+        self._model = config.model.path
+        self._json = config.log.format == "json"
         self._out = out
-        self._silent = config.log.format == "json"
-        self._live = out.isatty() and not self._silent
 
     def loading(self, elapsed_s: float, phase: str) -> None:
         """Rewrite the progress line, where there is a terminal."""
-        if self._live:
-            line = f"  loading {self._config.model.path} … {elapsed_s:4.1f} s  {phase}"
-            self._out.write(f"\r\x1b[2K{line[:100]}")
+        if self._out.isatty() and not self._json:
+            self._out.write(f"{ERASE}  loading {self._model} … {elapsed_s:4.1f} s  {phase}"[:PROGRESS_WIDTH])
             self._out.flush()
 
     def ready(self, launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: float) -> None:
-        """The banner."""
-        if self._live:
-            self._out.write("\r\x1b[2K")
-        if not self._silent:
-            self._out.write(banner(launch, hello, policies, elapsed_s))
-            self._out.flush()
+        """The banner, or the log line."""
+        facts = describe(launch, hello, policies, elapsed_s)
+        if self._json:
+            import structlog
+
+            structlog.get_logger().info("ready", **facts)
+            return
+        erase = ERASE if self._out.isatty() else ""
+        self._out.write(f"{erase}\n" + "".join(f"  {name:<10} {text}\n" for name, text in facts.items()) + "\n")
+        self._out.flush()
 
 
-def banner(launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: float) -> str:
+def describe(launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: float) -> dict[str, str]:
     """What is served where, and how."""
     numerics = hello.numerics
-    drafters = ", ".join(f"{d.name} ({d.type}, K ≤ {d.max_k})" for d in hello.drafters) or "none: nothing is drafted"
-    rows = [
-        ("url", launch.url),
-        ("model", f"{hello.model.name} · {numerics.dtype} on {numerics.device} · context {hello.model.max_model_len}"),
-        ("drafters", drafters),
-        ("exactness", f"{numerics.exactness} (rows {_span(numerics.widths)})"),
-        ("policies", f"{launch.config.policies} · revision {policies.current.hash[:12]}"),
-        ("ready in", f"{elapsed_s:.1f} s"),
-    ]
-    return "\n" + "".join(f"  {name:<10} {text}\n" for name, text in rows) + "\n"
+    drafters = ", ".join(f"{d.name} ({d.type}, K ≤ {d.max_k})" for d in hello.drafters)
+    return {
+        "url": launch.url,
+        "model": f"{hello.model.name} · {numerics.dtype} on {numerics.device} · context {hello.model.max_model_len}",
+        "drafters": drafters or "none: nothing is drafted",
+        "exactness": f"{numerics.exactness} (rows {_span(numerics.widths)})",
+        "policies": f"{launch.config.policies} · revision {policies.current.hash[:12]}",
+        "ready in": f"{elapsed_s:.1f} s",
+    }
 
 
 def _span(widths: list[int]) -> str:

@@ -26,11 +26,12 @@ def allowed_drafters(decision: Decision) -> str:
 class Account:
     """The record of one request, and the clocks behind it."""
 
-    def __init__(self, metrics: Metrics, request_id: str, endpoint: str) -> None:
+    def __init__(self, metrics: Metrics, request_id: str, endpoint: str, *, log_bodies: bool = False) -> None:
         self.started = time.perf_counter()
         self.record = RequestRecord(request_id, endpoint, "", "", "", "", "", 0, False, time.time())
         self.allowed = ""
         self._metrics = metrics
+        self._log_bodies = log_bodies
         self._last: dict[int, float] = {}
         self._first_at = 0.0
 
@@ -83,6 +84,12 @@ class Account:
         record.drafts = list(by_name.values())
         record.drafted = sum(counts.drafted for counts in record.drafts)
         record.accepted = sum(counts.accepted for counts in record.drafts)
+
+    def body(self, direction: str, data: bytes) -> None:
+        """Log what a client sent or got, where the configuration asks for it (log.bodies); never otherwise."""
+        if self._log_bodies and data:
+            text = data.decode(errors="replace")
+            structlog.get_logger().info(f"body {direction}", request_id=self.record.request_id, body=text)
 
     def failed(self, error: RequestError) -> None:
         """The answer is this error."""

@@ -9,7 +9,7 @@ from aiohttp import web
 from specproxy.server import status
 from specproxy.server.endpoint import chat, completions
 from specproxy.server.launch import BACKLOG
-from specproxy.server.layers import ONION, send_request_id
+from specproxy.server.layers import ONION, disclose
 from specproxy.server.state import STATE, State
 
 _LINGER_S = 3.0
@@ -22,7 +22,7 @@ def build_app(state: State) -> web.Application:
     """The application around ``state``. Bodies are read and bounded by ``body``, so aiohttp's own limit is off."""
     app = web.Application(middlewares=ONION, client_max_size=0)
     app[STATE] = state
-    app.on_response_prepare.append(send_request_id)
+    app.on_response_prepare.append(disclose)
     app.router.add_post("/v1/chat/completions", chat().answer)
     app.router.add_post("/v1/completions", completions().answer)
     app.router.add_get("/v1/models", status.models)

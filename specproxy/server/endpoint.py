@@ -16,7 +16,7 @@ from specproxy.server.events import KEEP_ALIVE, EventStream
 from specproxy.server.faults import unexpected
 from specproxy.server.generation import Generation
 from specproxy.server.job import Job, Origin, plan
-from specproxy.server.state import ACCOUNT, KEY_ID, REQUEST_ID, STATE, State
+from specproxy.server.state import ACCOUNT, DECIDED, KEY_ID, REQUEST_ID, STATE, State
 
 Parser = Callable[[bytes, ApiContext], ParsedRequest]
 
@@ -37,9 +37,12 @@ class Endpoint:
         served = state.need_served()
         with state.admission.enter() as ticket:
             body = await read_body(request, state.config.server.max_body_mb * 2**20, state.config.server.body_timeout_s)
+            request[ACCOUNT].body("in", body)
             parsed = await self._parsed(body, served.context)
+            state.log_unknown(parsed.unknown)
             origin = Origin(dict(request.headers), request[KEY_ID], uuid.uuid4().hex)
             job = plan(state, served, parsed, request[ACCOUNT], origin)
+            request[DECIDED] = job.headers
             ticket.grow_to(len(job.submissions))
             try:
                 return await (stream if parsed.stream else whole)(request, state, job)
@@ -69,18 +72,20 @@ async def whole(request: web.Request, state: State, job: Job) -> web.StreamRespo
             for index, delta in await generation.take():
                 job.take(generation, index, delta)
     body = job.finish()
+    job.account.body("out", body)
     job.headers["x-specproxy-accepted"] = str(job.account.record.accepted)
-    return web.Response(body=body, content_type="application/json", headers=job.headers)
+    return web.Response(body=body, content_type="application/json")
 
 
 async def stream(request: web.Request, state: State, job: Job) -> web.StreamResponse:
     """Answer while it is generated: one write for everything that has arrived."""
-    events = EventStream(request, job.headers)
+    events = EventStream(request)
     try:
         async with _running(state, job) as generation:
             while generation.running:
                 batch = await generation.take(state.config.server.keepalive_s)
                 data = b"".join([job.take(generation, index, delta) for index, delta in batch])
+                job.account.body("out", data)
                 if data or not batch:
                     await events.write(data or KEEP_ALIVE)
         # Nothing may be awaited behind the last byte: a client that then closes would cancel a request that is done.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -18,9 +17,8 @@ class EventStream:
     """SSE over a request's connection. Headers leave with the first write, so that until then an error can still be
     an HTTP error."""
 
-    def __init__(self, request: web.Request, headers: Mapping[str, str]) -> None:
+    def __init__(self, request: web.Request) -> None:
         self._request = request
-        self._headers = headers
         self.response: web.StreamResponse | None = None
 
     async def write(self, data: bytes) -> None:
@@ -50,7 +48,7 @@ class EventStream:
         return response
 
     async def _open(self) -> web.StreamResponse:
-        response = web.StreamResponse(headers=self._headers)
+        response = web.StreamResponse()
         response.headers["Content-Type"] = "text/event-stream; charset=utf-8"
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"

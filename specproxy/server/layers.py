@@ -12,7 +12,7 @@ from aiohttp import web
 from specproxy.errors import Draining, RequestError, Unauthenticated
 from specproxy.server.accounting import CLIENT_CLOSED, Account
 from specproxy.server.faults import error_response, from_http, unexpected
-from specproxy.server.state import ACCOUNT, KEY_ID, REQUEST_ID, STATE
+from specproxy.server.state import ACCOUNT, DECIDED, KEY_ID, REQUEST_ID, STATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -30,10 +30,12 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     return await handler(request)
 
 
-async def send_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """The id goes out with every answer, streams included. An ``on_response_prepare`` signal."""
+async def disclose(request: web.Request, response: web.StreamResponse) -> None:
+    """Id and decision go out with every answer, streams and errors included. An ``on_response_prepare`` signal."""
     if REQUEST_ID in request:
         response.headers["x-request-id"] = request[REQUEST_ID]
+    if DECIDED in request:
+        response.headers.update(request[DECIDED])
 
 
 @web.middleware
@@ -41,7 +43,12 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Requests for answers leave one record, however they end."""
     if request.path not in GENERATING:
         return await handler(request)
-    books = request[ACCOUNT] = Account(request.app[STATE].metrics, request[REQUEST_ID], request.path)
+    state = request.app[STATE]
+    books = request[ACCOUNT] = Account(
+        state.metrics, request[REQUEST_ID], request.path, log_bodies=state.config.log.bodies
+    )
+    retries = request.headers.get("x-stainless-retry-count", "")
+    books.record.retries = int(retries) if retries.isdecimal() else 0
     try:
         return await handler(request)
     except (asyncio.CancelledError, ConnectionError):

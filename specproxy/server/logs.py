@@ -41,7 +41,15 @@ def _renderers(config: LogConfig, stream: TextIO) -> list[structlog.typing.Proce
             structlog.processors.dict_tracebacks,
             structlog.processors.JSONRenderer(serializer=_to_json),
         ]
-    return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24)]
+    console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24)
+    if not stream.isatty():
+        return [console]
+
+    def over_progress(logger: Any, name: str, event: structlog.typing.EventDict) -> str:
+        """On a terminal the line may meet a progress line that is still open: write over it."""
+        return f"\r\x1b[2K{console(logger, name, event)}"
+
+    return [over_progress]
 
 
 def _to_json(event: Any, **_: Any) -> str:

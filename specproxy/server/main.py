@@ -100,7 +100,7 @@ class Server:
             structlog.get_logger().info("listening", url=self._launch.url)
             if not await self._load():
                 return 0
-            watching = asyncio.create_task(state.policies.watch())
+            watching = asyncio.create_task(self._watch_policies())
             stack.push_async_callback(_cancelled, watching)
             await self._stopping.wait()
             await self._drain()
@@ -132,15 +132,6 @@ class Server:
         gc.collect()
         gc.freeze()
         elapsed_s = time.monotonic() - self._launch.started
-        structlog.get_logger().info(
-            "ready",
-            url=self._launch.url,
-            model=context.name,
-            drafters=[drafter.name for drafter in hello.drafters],
-            exactness=hello.numerics.exactness,
-            policies=state.policies.current.hash[:SHORT_REVISION],
-            seconds=round(elapsed_s, 2),
-        )
         self._announcer.ready(self._launch, hello, state.policies, elapsed_s)
         return True
 
@@ -172,6 +163,12 @@ class Server:
 
     def engine_stats(self, stats: Stats) -> None:
         """Nothing to do: the metrics book them."""
+
+    async def _watch_policies(self) -> None:
+        try:
+            await self._state.policies.watch()
+        except Exception:  # noqa: BLE001 - a failing watcher must not end the server
+            structlog.get_logger().exception("policy files are not watched any more; SIGHUP still reloads them")
 
     def _policies_changed(self, policies: PolicySet) -> None:
         self._state.metrics.policy_in_force(policies.hash)

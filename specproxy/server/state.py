@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import structlog
 from aiohttp import web
 
 from specproxy.config.keys import KeyRing
@@ -18,6 +20,9 @@ from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.generation import Generation
 from specproxy.server.metrics import Metrics
 from specproxy.wire.frames import Hello
+
+MAX_UNKNOWN_FIELDS = 256
+"""Names that are remembered as already logged: clients could send any number of them."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class State:
     served: Served | None = None
     draining: bool = False
     active: set[Generation] = field(default_factory=set)
+    unknown_fields: set[str] = field(default_factory=set)
 
     def need_served(self) -> Served:
         """What is served. Raises EngineUnavailable while it loads."""
@@ -55,8 +61,17 @@ class State:
             raise EngineUnavailable(self.backend.problem or "the model is still loading", retry_after_s=1.0)
         return self.served
 
+    def log_unknown(self, fields: Sequence[str]) -> None:
+        """Log each request field that nothing here knows, once: it is ignored, as OpenAI's clients expect."""
+        for name in fields:
+            if name not in self.unknown_fields and len(self.unknown_fields) < MAX_UNKNOWN_FIELDS:
+                self.unknown_fields.add(name)
+                structlog.get_logger().warning("unknown request field ignored", field=name[:100])
+
 
 STATE: web.AppKey[State] = web.AppKey("state", State)
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 KEY_ID: web.RequestKey[str] = web.RequestKey("key_id", str)
 ACCOUNT: web.RequestKey[Account] = web.RequestKey("account", Account)
+DECIDED: web.RequestKey[dict[str, str]] = web.RequestKey("decided", dict)
+"""Headers that say what the policy decided; they go out with whatever the answer becomes."""

@@ -70,8 +70,9 @@ class Supervisor:
                 self._backend.expect()
                 self._process = self._start()
                 self.restarts += 1
-        except OSError as error:
-            self._backend.give_up(f"the engine process cannot be started: {error}")
+        except Exception as error:  # noqa: BLE001 - clients in flight must be told, whatever it was
+            structlog.get_logger().exception("supervision failed")
+            self._backend.give_up(f"the engine process cannot be supervised any more: {error}")
         finally:
             await asyncio.shield(end(self._process))
 

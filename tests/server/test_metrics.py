@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.exposition import generate_latest
 
-from specproxy.server.accounting import Account, log_fields
+from specproxy.server.accounting import Account
 from specproxy.server.metrics import Metrics
 from specproxy.vocabulary import Decision, DraftCounts, SequenceStats
 from specproxy.wire.frames import Stats
@@ -84,23 +84,3 @@ def test_engine_counters_go_on_over_a_restart() -> None:
     assert sample(metrics, "specproxy_kv_usage_ratio") == 0
     metrics.engine_stats(Stats(1, 0, 0, 5, 2, 10, 1, 10, 5, 2))
     assert sample(metrics, "specproxy_prefix_cache_queries_total") == 120
-
-
-def test_a_log_line_has_no_empty_fields_and_a_short_revision() -> None:
-    """One line of a log is for reading."""
-    fields = log_fields(answered(Metrics()).record)
-    assert fields["revision"] == "a" * 12
-    assert fields["status"] == 200
-    assert "error" not in fields
-    assert "drafts" not in fields
-
-
-def test_counts_of_several_sequences_are_summed_by_drafter() -> None:
-    """n = 2 is one record."""
-    account = Account(Metrics(), "r", "/v1/completions")
-    first = SequenceStats(steps=2, drafts=[DraftCounts("ngram", 1, 2, 1, [1, 1], [1])])
-    second = SequenceStats(steps=3, drafts=[DraftCounts("ngram", 1, 1, 1, [1], [1]), DraftCounts("draft", 1, 4, 0)])
-    account.add_stats([first, second])
-    record = account.record
-    assert (record.steps, record.drafted, record.accepted) == (5, 7, 2)
-    assert record.drafts[0] == DraftCounts("ngram", 2, 3, 2, [2, 1], [2])

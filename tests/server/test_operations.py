@@ -131,6 +131,7 @@ def test_a_request_beyond_its_time_is_a_504_before_the_first_byte(http: httpx.Cl
     assert late.status_code == 504
     assert late.json()["error"]["code"] == "timeout"
     assert late.headers["x-should-retry"] == "false"
+    assert late.headers["x-specproxy-route"] == "hurried"
 
 
 def test_a_stream_beyond_its_time_ends_with_an_error_and_never_cleanly(
@@ -157,6 +158,15 @@ def read_until_broken(response: httpx.Response) -> bytes:
     with pytest.raises(httpx.RemoteProtocolError):
         seen.extend(response.iter_bytes())
     return b"".join(seen)
+
+
+def test_a_stream_that_has_to_wait_is_kept_alive_by_comments(http: httpx.Client, chat_body: Body) -> None:
+    """Comment lines and nothing else: named events and ids break clients."""
+    long = [{"role": "user", "content": "one two three four " * 400}]
+    raw = http.post("/v1/chat/completions", json=chat_body(messages=long, max_tokens=2, stream=True)).content
+    assert raw.startswith(b": keep-alive\n\n")
+    kinds = {line.split(b":")[0] for line in raw.split(b"\n") if line}
+    assert kinds == {b"", b"data"}
 
 
 def test_an_upstream_route_says_that_it_is_not_served_yet(http: httpx.Client, chat_body: Body) -> None:

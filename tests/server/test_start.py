@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -70,6 +74,28 @@ def test_an_unknown_setting_is_refused() -> None:
     done = serve("--port", "0", "--set", "server.max_que=3", timeout_s=20)
     assert done.returncode != 0
     assert "server.max_queue" in done.stderr
+
+
+def test_the_engine_never_outlives_the_server(
+    start_server: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
+    """Not even a server that is killed while it loads: a second engine would find the memory taken."""
+    server = start_server(until_ready=False)
+    (engine,) = psutil.Process(server.process.pid).children()
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    eventually(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 5, "the engine's end")
+
+
+def test_sigterm_while_loading_stops_at_once(start_server: Callable[..., Any]) -> None:
+    """Nothing is in flight, so there is nothing to wait for; meanwhile requests and /ready get a 503."""
+    server = start_server(until_ready=False)
+    assert server.get("/ready").status_code == 503
+    assert server.ready()["status"] == "loading"
+    early = server.get("/v1/models")
+    assert early.status_code == 503
+    assert early.json()["error"]["code"] == "engine_unavailable"
+    assert early.headers["retry-after"]
+    assert server.stop() == 0
 
 
 def modules_after(code: str) -> set[str]:
