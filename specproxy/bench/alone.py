@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from specproxy.bench.client import Answer
@@ -17,27 +19,28 @@ if TYPE_CHECKING:
 
 
 class AloneEngine:
-    """Runs submissions to their end on the calling thread; ``load`` makes one. ``context`` parses requests for it."""
+    """Runs submissions to their end on a thread of its own; ``load`` makes one. ``context`` parses requests for it.
 
-    def __init__(self, engine: Engine, context: ApiContext) -> None:
+    The thread that loads is the one that runs: torch keeps its gradient mode and its worker threads per thread.
+    """
+
+    def __init__(self, engine: Engine, context: ApiContext, thread: ThreadPoolExecutor) -> None:
         self._engine = engine
+        self._thread = thread
         self.context = context
 
     @classmethod
     def load(cls, config: StartConfig, note: Callable[[str], None]) -> AloneEngine:
         """Load the target of ``config``, without drafters. Raises StartError."""
-        from specproxy.engine.assemble import assemble
-        from specproxy.models.loading import find_model
+        thread = ThreadPoolExecutor(1, "engine-alone")
+        engine, context = thread.submit(_load, config, note).result()
+        return cls(engine, context, thread)
 
-        assembled = assemble(EngineConfig(socket="", model=config.model, drafters={}, log=config.log), note)
-        model = assembled.model
-        context = ApiContext.load(find_model(config.model.path, "target"), model.name, model.max_model_len)
-        gc.collect()
-        gc.freeze()
-        return cls(assembled.engine, context)
-
-    def answer(self, submissions: Sequence[Submission]) -> list[Answer]:
+    async def answer(self, submissions: Sequence[Submission]) -> list[Answer]:
         """Answer all at once; times run from the moment at which all were handed in."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, submissions)
+
+    def _run(self, submissions: Sequence[Submission]) -> list[Answer]:
         answers = {submission.id: Answer() for submission in submissions}
         for submission in submissions:
             self._engine.submit(submission)
@@ -48,6 +51,18 @@ class AloneEngine:
             for delta in deltas:
                 _take(answers[delta.id], delta, now)
         return list(answers.values())
+
+
+def _load(config: StartConfig, note: Callable[[str], None]) -> tuple[Engine, ApiContext]:
+    from specproxy.engine.assemble import assemble
+    from specproxy.models.loading import find_model
+
+    assembled = assemble(EngineConfig(socket="", model=config.model, drafters={}, log=config.log), note)
+    model = assembled.model
+    context = ApiContext.load(find_model(config.model.path, "target"), model.name, model.max_model_len)
+    gc.collect()
+    gc.freeze()
+    return assembled.engine, context
 
 
 def _take(answer: Answer, delta: Delta, now: float) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -87,12 +86,11 @@ def pairs_to_run(plan: Plan) -> int:
 
 async def measure_overhead(plan: Plan, answerers: Answerers, engine: AloneEngine, done: Callable[[], None]) -> Overhead:
     """Every prompt alone and over HTTP in alternating order, first one at a time, then ``plan.concurrency``."""
-    with ThreadPoolExecutor(1, "engine-alone") as thread:
-        both = _Both(plan, answerers, engine, thread)
-        for record in plan.records[:2]:
-            await both.run(Block(-1, record.category, (record,), -1), alone_first=True)
-        single = await both.run_all(make_blocks(plan.records, 1, plan.repeats), done)
-        many = await both.run_all(make_mixed_blocks(plan), done)
+    both = _Both(plan, answerers, engine)
+    for record in plan.records[:2]:
+        await both.run(Block(-1, record.category, (record,), -1), alone_first=True)
+    single = await both.run_all(make_blocks(plan.records, 1, plan.repeats), done)
+    many = await both.run_all(make_mixed_blocks(plan), done)
     return _summary(plan, single, many, answerers.facts)
 
 
@@ -109,11 +107,10 @@ def make_mixed_blocks(plan: Plan) -> list[Block]:
 class _Both:
     """Runs one block alone and over HTTP."""
 
-    def __init__(self, plan: Plan, answerers: Answerers, engine: AloneEngine, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, plan: Plan, answerers: Answerers, engine: AloneEngine) -> None:
         self._plan = plan
         self._answerers = answerers
         self._engine = engine
-        self._thread = thread
         self._runs = 0
 
     async def run_all(self, blocks: Sequence[Block], done: Callable[[], None]) -> list[Pair]:
@@ -133,7 +130,7 @@ class _Both:
 
     async def _alone(self, block: Block) -> Timed:
         submissions = [self._submission(record, i) for i, record in enumerate(block.records)]
-        answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.answer, submissions)
+        answers = await self._engine.answer(submissions)
         return Timed(max(answer.total_s for answer in answers), answers)
 
     async def _http(self, block: Block) -> Timed:
