@@ -36,9 +36,6 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Room -> rooms that its code may import when it runs. Every room may import itself and ``specproxy``."""
 
-SAMPLING = ("specproxy.sampling.sampler", "specproxy.sampling.history", "specproxy.sampling.noise")
-"""The floor of the engine on which drafters stand too: a coupled draft is drawn as the target's tokens are."""
-
 LIGHT = ["vocabulary", "errors", "alignment", "backend", "config", "wire", "text", "policy", "server"]
 """Rooms that must start fast and small."""
 
@@ -66,8 +63,6 @@ class Import:
 
 def room_of(module: str) -> str:
     """``specproxy.engine.loop`` -> ``engine``; the package itself -> the empty string."""
-    if module.startswith(SAMPLING):
-        return "sampling"
     return ".".join(module.split(".")[1:2])
 
 
