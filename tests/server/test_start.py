@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from specproxy.cli.main import main
+
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
@@ -123,3 +125,19 @@ def test_the_help_imports_nothing_slow() -> None:
 def test_the_engine_is_started_before_the_slow_imports() -> None:
     """What ``serve`` needs until then is light."""
     assert not modules_after("import specproxy.cli.serve") & {"aiohttp", "tokenizers", "prometheus_client", "rich"}
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """Usage errors exit with 2, as everywhere."""
+    with pytest.raises(SystemExit) as left:
+        main(["server"])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("serve", "policy", "bench"))
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """For bug reports."""
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("specproxy 0.")
