@@ -28,10 +28,10 @@ test: $(DEV_STAMP) ## every test but those marked soak, gpu and identity_full; n
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 
 .PHONY: check
-check: $(DEV_STAMP) ## format, lint, strict types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+check: $(DEV_STAMP) ## format, lint, strict types; all three run, whatever the first one says
+	@status=0; \
+	for command in "ruff format --check ." "ruff check ." mypy; do $(BIN)/$$command || status=1; done; \
+	exit $$status
 
 .PHONY: identity
 identity: $(DEV_STAMP) ## the whole route mix, speculation on against off, token by token
