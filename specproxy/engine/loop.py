@@ -258,6 +258,7 @@ class Engine:
             if reason is not None:
                 break
         s.sampler.advance(kept)
+        s.computed = min(s.computed, len(s.tokens) - 1)
         delta = Delta(s.id, kept)
         if params.logprobs is not None:
             delta.logprobs = token_logprobs(logits[list(rows[: len(kept)])], kept, params.logprobs)

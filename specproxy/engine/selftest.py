@@ -22,6 +22,13 @@ from specproxy.vocabulary import SamplingParams
 CANDIDATES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 32, 40, 48, 56, 64)
 """Decode widths that are tried, the widest last: it is what the others are compared with."""
 
+WIDEST = CANDIDATES[-1]
+
+CONTEXTS = (KEY_BLOCK - 216, KEY_BLOCK - 24)
+"""Tokens before the tested ones: well inside a key block, and where the tested ones cross into the next."""
+
+LONGEST_CHAIN = 32
+
 FIXED_WIDTH = 16
 """The one width of the second rung: it holds the root and up to 15 drafted tokens."""
 
@@ -37,10 +44,10 @@ class SelfTest:
         self._model = model
         self._page = page_size
         self._prefill_rows = prefill_rows
-        limit = model.spec.max_len
-        self._context = max(0, min(KEY_BLOCK - 24, limit - CANDIDATES[-1] - 1))
-        self._span = min(CANDIDATES[-1], limit - self._context - 1)
-        pages = -(-(self._context + self._span + prefill_rows) // page_size) + 1
+        last = model.spec.max_len - WIDEST - 1
+        self._contexts = [at for at in CONTEXTS if at <= last]
+        length = max(self._contexts, default=0) + WIDEST + 1
+        pages = -(-(length + prefill_rows) // page_size) + 1
         self._tables = [
             list(range(KVBuffers.RESERVED_PAGES + i * pages, KVBuffers.RESERVED_PAGES + (i + 1) * pages))
             for i in range(2)
@@ -53,88 +60,83 @@ class SelfTest:
             model.spec.device,
         )
         generator = torch.Generator().manual_seed(20260101)
-        length = self._context + self._span + 1
         self._tokens = torch.randint(0, model.spec.vocab_size, (2, length), generator=generator).tolist()
 
     def run(self) -> Rules:
         """The best rung that holds."""
-        if self._span < CANDIDATES[-1]:
+        if not self._contexts:
             return self._numeric(f"a context of {self._model.spec.max_len} tokens is too short to test widths")
-        runner = self._runner(())
-        for i in range(2):
-            self._prefill(runner, i, self._context)
-        reference = self._decode(self._span)
-        if not bool(torch.isfinite(reference).all()):
-            return self._numeric("the reference logits are not finite")
-        if not self._chains_agree(reference):
-            return self._numeric("a chain's bits depend on its length or on its neighbours")
-        proven = [w for w in CANDIDATES if self._same(w, reference)]
-        if not self._cutoffs_hold(reference):
+        for at in self._contexts:
+            self._prefill(0, at)
+            self._prefill(1, at)
+            reference = self._decode(at, WIDEST, WIDEST)
+            if not bool(torch.isfinite(reference).all()):
+                return self._numeric("the reference logits are not finite")
+            if not self._chains_agree(at, reference):
+                return self._numeric(f"at {at} tokens a chain's bits depend on its length or on its neighbours")
+        proven = [w for w in CANDIDATES if self._same(at, w, reference)]
+        if not self._cutoffs_hold(at, reference):
             return self._numeric("sampling one row and many rows differed")
         if len(proven) > 1 and proven[0] <= FIXED_WIDTH:
-            one = self._provenance_agrees(runner, reference)
+            one = self._provenance_agrees(at, reference)
             return Rules("bitwise", tuple(proven), proven[-1], self._prefill_rows, one)
-        fixed = self._decode(FIXED_WIDTH)
-        if self._same(FIXED_WIDTH, fixed):
+        if self._same(at, FIXED_WIDTH, self._decode(at, FIXED_WIDTH, WIDEST)):
             return Rules("bitwise-fixed", (FIXED_WIDTH,), FIXED_WIDTH, self._prefill_rows)
         return self._numeric(f"rows differ between steps of {FIXED_WIDTH} rows that hold other sequences")
 
     def _numeric(self, why: str) -> Rules:
-        return Rules("numeric", (), CANDIDATES[-1], self._prefill_rows, detail=why)
+        return Rules("numeric", (), WIDEST, self._prefill_rows, detail=why)
 
     def _runner(self, widths: tuple[int, ...]) -> Runner:
-        return Runner(self._model, self._kv, Rules("bitwise", widths, CANDIDATES[-1], self._prefill_rows))
+        return Runner(self._model, self._kv, Rules("bitwise", widths, WIDEST, self._prefill_rows))
 
-    def _prefill(self, runner: Runner, which: int, count: int) -> None:
+    def _prefill(self, which: int, count: int) -> None:
+        runner = self._runner(())
         for base in range(0, count, self._prefill_rows):
             step = prefill_step(self._tokens[which], base, 0, count, self._tables[which], self._kv, self._prefill_rows)
             runner.run(step)
 
-    def _decode(self, width: int, span: int | None = None) -> Tensor:
-        """Logits [span, V] of the first sequence's tokens after the context, ``width`` rows a step."""
+    def _decode(self, at: int, width: int, count: int) -> Tensor:
+        """Logits [count, V] of the first sequence's tokens from ``at`` on, ``width`` rows a step."""
         runner, out = self._runner((width,)), []
-        tokens, end = self._tokens[0], self._context + (span or self._span)
-        for at in range(self._context, end, width):
+        for start in range(at, at + count, width):
             step = Step("decode")
-            step.add_chain(tokens[at : min(at + width, end)], at, self._tables[0], self._page, 0)
+            stop = min(start + width, at + count)
+            step.add_chain(self._tokens[0][start:stop], start, self._tables[0], self._page, 0)
             out.append(runner.run(step)[0])
         return torch.cat(out)
 
-    def _same(self, width: int, reference: Tensor) -> bool:
-        """Whether steps of ``width`` rows give the reference's bits, alone and behind another sequence's rows."""
-        span = self._span if width >= 8 else min(self._span, 4 * max(width, 8))
-        if not torch.equal(self._decode(width, span), reference[:span]):
-            return False
-        if width == 1:
-            return True
-        mine = max(1, width // 2)
+    def _beside(self, at: int, width: int, length: int) -> Tensor:
+        """Logits [length, V] of a chain of the first sequence behind rows of the other that fill the step."""
         step = Step("decode")
-        at = self._context
-        step.add_chain(self._tokens[1][at : at + width - mine], at, self._tables[1], self._page, 0)
-        first = len(step.ids)
-        step.add_chain(self._tokens[0][at : at + mine], at, self._tables[0], self._page, 0)
-        return torch.equal(self._runner((width,)).run(step)[0][first : first + mine], reference[:mine])
-
-    def _chains_agree(self, reference: Tensor) -> bool:
-        """Whether chains of every length give the reference's bits in the widest step, beside another sequence."""
-        at, width = self._context, CANDIDATES[-1]
-        for length in range(1, 33):
-            step = Step("decode")
+        if width > length:
             step.add_chain(self._tokens[1][at : at + width - length], at, self._tables[1], self._page, 0)
-            step.add_chain(self._tokens[0][at : at + length], at, self._tables[0], self._page, 0)
-            if not torch.equal(self._runner((width,)).run(step)[0][width - length :], reference[:length]):
-                return False
-        return True
+        step.add_chain(self._tokens[0][at : at + length], at, self._tables[0], self._page, 0)
+        return self._runner((width,)).run(step)[0][width - length :]
 
-    def _provenance_agrees(self, runner: Runner, reference: Tensor) -> bool:
+    def _same(self, at: int, width: int, reference: Tensor) -> bool:
+        """Whether steps of ``width`` rows give the reference's bits, alone and behind another sequence's rows."""
+        count = WIDEST if width >= 8 else 4 * width
+        mine = max(1, width // 2)
+        return torch.equal(self._decode(at, width, count), reference[:count]) and torch.equal(
+            self._beside(at, width, mine), reference[:mine]
+        )
+
+    def _chains_agree(self, at: int, reference: Tensor) -> bool:
+        """Whether chains of every length give the reference's bits in the widest step, beside another sequence."""
+        return all(
+            torch.equal(self._beside(at, WIDEST, length), reference[:length]) for length in range(1, LONGEST_CHAIN + 1)
+        )
+
+    def _provenance_agrees(self, at: int, reference: Tensor) -> bool:
         """Whether prefilling the decoded tokens writes the same KV, seen through the logits behind them."""
-        total = self._context + self._span
-        self._prefill(runner, 0, total - 8)
-        tail = Step("decode")
-        tail.add_chain(self._tokens[0][total - 8 : total], total - 8, self._tables[0], self._page, 0)
-        return torch.equal(runner.run(tail)[0], reference[-8:])
+        tail = WIDEST - 8
+        self._prefill(0, at + tail)
+        step = Step("decode")
+        step.add_chain(self._tokens[0][at + tail : at + WIDEST], at + tail, self._tables[0], self._page, 0)
+        return torch.equal(self._runner(()).run(step)[0], reference[tail:])
 
-    def _cutoffs_hold(self, logits: Tensor) -> bool:
+    def _cutoffs_hold(self, at: int, logits: Tensor) -> bool:
         """Whether a row is sampled alike alone and among others, every processor on."""
         rows = [
             Row(
@@ -148,7 +150,7 @@ class SelfTest:
                     torch.device(self._model.spec.device),
                 ),
                 (),
-                self._context + i,
+                at + i,
             )
             for i, params in enumerate(_PROBES)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,14 +54,34 @@ def default_drafters() -> dict[str, DrafterConfig]:
     }
 
 
+@functools.cache
+def _text() -> tuple[Tokenizer, ChatTemplate]:
+    template = ChatTemplate.load(HOUSE)
+    if template is None:
+        raise RuntimeError("the house model has a chat template")
+    return Tokenizer.load(HOUSE), template
+
+
+def with_ids(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its prompt's token ids under ``ids`` and its reference's under ``reference_ids``."""
+    tokenizer, template = _text()
+    record["ids"] = tokenizer.encode(template.render(record["messages"]), special=True)
+    record["reference_ids"] = tokenizer.encode(record.get("reference") or "", special=False)
+    return record
+
+
 @pytest.fixture(scope="session")
 def mini() -> list[dict[str, Any]]:
-    """The bundled prompt mix with token ids under ``ids`` and the reference's under ``reference_ids``."""
-    tokenizer, records = Tokenizer.load(HOUSE), []
-    template = ChatTemplate.load(HOUSE)
-    for line in (REPOSITORY / "specproxy" / "bench" / "data" / "mini.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        record["ids"] = tokenizer.encode(template.render(record["messages"]), special=True)
-        record["reference_ids"] = tokenizer.encode(record.get("reference") or "", special=False)
-        records.append(record)
-    return records
+    """The bundled prompt mix with token ids."""
+    lines = (REPOSITORY / "specproxy" / "bench" / "data" / "mini.jsonl").read_text().splitlines()
+    return [with_ids(json.loads(line)) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def routes() -> list[dict[str, Any]]:
+    """The standard route mix with token ids, tools left out; skipped with a reason where the data is not there."""
+    file = REPOSITORY.parent / "shared" / "data" / "eval" / "routes.jsonl"
+    if not file.is_file():
+        pytest.skip("the route mix (routes.jsonl) is not beside this checkout")
+    records = (json.loads(line) for line in file.read_text().splitlines())
+    return [with_ids(record) for record in records if record["category"] != "tools"]
