@@ -82,6 +82,8 @@ def run_command(args: argparse.Namespace) -> int:
     progress = Console(stderr=True)
     if args.url and (args.peers or args.overhead):
         raise StartError("--peers and --overhead load the model themselves; leave --url out")
+    if args.peers and (args.concurrency or 1) > 1:
+        raise StartError("--peers answers one prompt at a time; leave --concurrency out")
     plan = _plan(args)
     if args.overhead:
         return _report_overhead(args, plan, console, progress)

@@ -74,6 +74,12 @@ def test_flags_that_need_the_model_refuse_a_url(flag: str, capsys: pytest.Captur
     assert "leave --url out" in capsys.readouterr().err
 
 
+def test_peers_are_batch_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers' generate has no concurrency to be compared at."""
+    assert main(["bench", "--peers", "--concurrency", "8"]) == 1
+    assert "one prompt at a time" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(300)
 def test_own_servers_and_peers(run_bench: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     """It starts a bitwise and a numeric server, reaches drafters on a route that is off, and runs transformers."""
