@@ -1,25 +1,29 @@
 """Ragged paged attention: many sequences, one flat list of rows, keys in pages.
 
-Contract. Row t of span s attends to every key of its sequence before the span, and inside the span to itself and its
+Contract. Row t of a span attends to every key of its sequence before the span, and inside the span to itself and its
 ancestors: causal order for chains and prefill chunks, 64-bit ancestor words for trees. A row's result is bitwise
 independent of the other rows, of where it stands, and of how far the keys are padded, provided that
 
 * keys are padded to a multiple of ``KEY_BLOCK``: the CPU flash kernel reduces in key blocks of that size, so a shorter
   last block would be summed in another order (padded to 64 it looks invariant until the length crosses a boundary);
-* query rows come in multiples of ``QUERY_ROWS``: the CPU kernel cuts them into tiles of 32, and a tile of one or two
+* query rows come in multiples of ``QUERY_ROWS``: the kernel cuts them into tiles of 32, and a tile of one to three
   rows takes another code path (33 rows have such a tail);
 * masked slots hold finite numbers: a masked NaN still reaches the output as 0 x NaN. ``KVBuffers.write`` sees to it.
 
 It does not know whether this holds on the machine at hand; the engine's self-test measures that.
 
-Grouped-query heads are folded into rows (token-major), so one key head is read once for its whole group.
+Sequences that are read equally far go through one call, as lanes of a batch: views where their pages lie at even
+distances, a gather where not. Grouped-query heads are folded into rows (token-major), so a key head is read once for
+its whole group.
 
-Shapes: T rows, S sequences, Hq query heads, Hk key heads, G = Hq / Hk, Dk and Dv head widths, L keys after padding.
+Shapes: T rows, B lanes, R query tokens a lane, Hq query heads, Hk key heads, G = Hq / Hk, Dk and Dv head widths, L keys
+after padding.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,95 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KEY_BLOCK = 512
-QUERY_ROWS = 8
+from specproxy.kernels import paged
+from specproxy.kernels.paged import KVBuffers
 
-
-@dataclass(frozen=True)
-class LayerShape:
-    """KV of one layer: heads and widths of keys and values."""
-
-    heads: int
-    k_dim: int
-    v_dim: int
-
-    @property
-    def width(self) -> int:
-        """Numbers stored per token: all keys, then all values."""
-        return self.heads * (self.k_dim + self.v_dim)
-
-
-class KVBuffers:
-    """Paged keys and values of one model: per layer one tensor [slots, width], keys first.
-
-    Slot = page * page_size + offset. Page 0 is never written and stays zero (padding reads it), page 1 takes the
-    writes of padding rows. ``KEY_BLOCK`` spare slots at the end let the last page be read with its padding.
-    """
-
-    RESERVED_PAGES = 2
-    TRASH_SLOT_PAGE = 1
-
-    def __init__(
-        self, shapes: Sequence[LayerShape], num_pages: int, page_size: int, dtype: torch.dtype, device: str
-    ) -> None:
-        if KEY_BLOCK % page_size:
-            raise ValueError(f"page_size {page_size} must divide {KEY_BLOCK}")
-        self.shapes = list(shapes)
-        self.page_size = page_size
-        self.num_pages = num_pages
-        slots = num_pages * page_size + KEY_BLOCK
-        self.layers = [torch.zeros(slots, s.width, dtype=dtype, device=device) for s in shapes]
-        self._views: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-
-    @property
-    def trash_slot(self) -> int:
-        """Where padding rows write."""
-        return self.TRASH_SLOT_PAGE * self.page_size
-
-    def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
-        """Store rows [T, width] (keys, then values) at ``slots`` [T]; what is not finite becomes finite."""
-        self.layers[layer].index_copy_(0, slots, torch.nan_to_num(rows))
-
-    def read(self, layer: int, span: SpanPlan) -> tuple[Tensor, Tensor]:
-        """Keys [1, Hk, L, Dk] and values [1, Hk, L, Dv] of one sequence; a view where its pages are contiguous."""
-        if span.first_slot is None:
-            pages = self.layers[layer][: self.num_pages * self.page_size].view(self.num_pages, -1)
-            return self._split(layer, pages.index_select(0, span.pages).view(-1), 0, span.num_keys)
-        key = (layer, span.first_slot, span.num_keys)
-        found = self._views.get(key)
-        if found is None:
-            if len(self._views) > 4096:
-                self._views.clear()
-            found = self._views[key] = self._split(layer, self.layers[layer], span.first_slot, span.num_keys)
-        return found
-
-    def _split(self, layer: int, buffer: Tensor, first_slot: int, keys: int) -> tuple[Tensor, Tensor]:
-        shape = self.shapes[layer]
-        start = first_slot * shape.width
-        return (
-            buffer.as_strided((1, shape.heads, keys, shape.k_dim), (0, shape.k_dim, shape.width, 1), start),
-            buffer.as_strided(
-                (1, shape.heads, keys, shape.v_dim),
-                (0, shape.v_dim, shape.width, 1),
-                start + shape.heads * shape.k_dim,
-            ),
-        )
-
-    def zero_page(self, page: int) -> None:
-        """Clear one page in every layer."""
-        start = page * self.page_size
-        for buffer in self.layers:
-            buffer[start : start + self.page_size].zero_()
-
-    def copy_slots(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """Copy rows between slots in every layer (an accepted tree path moves down)."""
-        src, dst = torch.tensor(source), torch.tensor(target)
-        for buffer in self.layers:
-            buffer.index_copy_(0, dst.to(buffer.device), buffer.index_select(0, src.to(buffer.device)))
-
-    def bytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(b.numel() * b.element_size() for b in self.layers)
+QUERY_ROWS = 4
 
 
 @dataclass
@@ -133,87 +52,164 @@ class Span:
     table: Sequence[int]
     words: Sequence[int] | None = None
 
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence up to and including the span."""
+        return self.context + self.count
+
 
 @dataclass
-class SpanPlan:
-    """A span made ready for every layer: where its keys are, and who sees what."""
+class Batch:
+    """Spans that go through one call, one lane each.
 
-    start: int
-    count: int
-    num_keys: int
-    first_slot: int | None
-    pages: Tensor
-    visible: Tensor
+    ``tokens``: query tokens of every lane (R); ``keys``: L. ``first_slot``, ``stride``, ``pages``: see KVBuffers.read.
+    ``take`` [B * R]: rows of the step in lane order, ``None`` where that is their order anyway. ``visible`` [B, R, L]:
+    who sees what, ``None`` where everybody sees everything.
+    """
+
+    lanes: int
+    tokens: int
+    keys: int
+    first_slot: int
+    stride: int
+    pages: Tensor | None
+    take: Tensor | None
+    visible: Tensor | None
     dtype: torch.dtype
     exact: bool
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
-    def mask(self, group: int, window: int | None) -> Tensor:
-        """Additive mask [rows, L]: rows are tokens x ``group`` heads, padded to exact tiles."""
+    def mask(self, group: int, window: int | None) -> Tensor | None:
+        """Additive mask [B, 1, R * G, L], its rows padded to whole tiles."""
+        if self.visible is None and window is None:
+            return None
         key = (group, window)
         found = self._masks.get(key)
         if found is None:
-            visible = self.visible
-            if window is not None:
-                last = visible.long().mul(torch.arange(self.num_keys, device=visible.device)).amax(1, keepdim=True)
-                visible = visible & (torch.arange(self.num_keys, device=visible.device) > last - window)
+            visible = self._windowed(window)
             rows = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
-            rows = rows.masked_fill_(~visible, float("-inf"))
+            rows.masked_fill_(~visible, float("-inf"))
             if group > 1:
-                rows = rows.repeat_interleave(group, 0)
-            missing = -rows.shape[0] % QUERY_ROWS if self.exact else 0
+                rows = rows.repeat_interleave(group, 1)
+            missing = -rows.shape[1] % QUERY_ROWS if self.exact else 0
             if missing:
-                rows = torch.cat([rows, rows[-1:].expand(missing, -1)])
-            found = self._masks[key] = rows
+                rows = torch.cat([rows, rows[:, -1:].expand(-1, missing, -1)], 1)
+            found = self._masks[key] = rows[:, None]
         return found
+
+    def _windowed(self, window: int | None) -> Tensor:
+        """``visible``, of which only the last ``window`` keys count."""
+        device = "cpu" if self.visible is None else self.visible.device
+        index = torch.arange(self.keys, device=device)
+        visible = index.ge(0).expand(self.lanes, self.tokens, -1) if self.visible is None else self.visible
+        if window is None:
+            return visible
+        last = visible.long().mul(index).amax(2, keepdim=True)
+        return visible & (index > last - window)
 
 
 @dataclass
 class AttentionPlan:
-    """All spans of a step, and the slots [T] their keys and values go to. ``num_rows`` counts padding rows."""
+    """All spans of a step, and the slots [T] their keys and values go to.
 
-    spans: list[SpanPlan]
+    ``back`` [T]: where each row of the step stands in the batches' outputs, one behind the other; ``None``: in place.
+    """
+
+    batches: list[Batch]
     slots: Tensor
-    num_rows: int
+    back: Tensor | None
 
 
-def plan_attention(
-    spans: Sequence[Span],
-    slots: Tensor,
-    *,
-    page_size: int,
-    dtype: torch.dtype,
-    exact: bool = True,
-) -> AttentionPlan:
+def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True) -> AttentionPlan:
     """Prepare ``spans`` once for all layers. ``exact=False`` drops the padding that bitwise equality needs (drafts)."""
-    device = slots.device
-    plans = []
+    rows = slots.shape[0]
+    if len(spans) == 1 and spans[0].count == rows:
+        return AttentionPlan([_batch(spans, kv, exact, slots.device, None)], slots, None)
+    batches, places, offset = [], [0] * rows, 0
+    for group in _groups(spans, kv, exact):
+        take: list[int] = []
+        batch = _batch(group, kv, exact, slots.device, take)
+        for lane_row, row in enumerate(take):
+            if row >= 0:
+                places[row] = offset + lane_row
+        offset += len(take)
+        batch.take = torch.tensor([max(0, row) for row in take], device=slots.device)
+        batches.append(batch)
+    return AttentionPlan(batches, slots, torch.tensor(places, device=slots.device))
+
+
+def _padded_keys(span: Span, kv: KVBuffers, exact: bool) -> int:
+    unit = paged.KEY_BLOCK if exact else kv.page_size
+    return -(-span.end // unit) * unit
+
+
+def _pages(span: Span, kv: KVBuffers) -> list[int]:
+    return list(span.table[: -(-span.end // kv.page_size)])
+
+
+def _groups(spans: Sequence[Span], kv: KVBuffers, exact: bool) -> list[list[Span]]:
+    """Spans that share a call: read equally far (exact) or not (drafts); neighbours in memory where possible."""
+    together: dict[tuple[int, bool], list[Span]] = {}
     for span in spans:
-        end = span.context + span.count
-        keys = -(-end // KEY_BLOCK) * KEY_BLOCK if exact else -(-end // page_size) * page_size
-        table = list(span.table[: -(-end // page_size)])
-        contiguous = all(b - a == 1 for a, b in itertools.pairwise(table))
-        index = torch.arange(keys, device=device)
-        if span.words is None:
-            visible = index <= torch.arange(span.context, end, device=device)[:, None]
+        contiguous = all(b - a == 1 for a, b in itertools.pairwise(_pages(span, kv)))
+        together.setdefault((_padded_keys(span, kv, exact) if exact else 0, contiguous), []).append(span)
+    groups: list[list[Span]] = []
+    for (_, contiguous), group in together.items():
+        if contiguous and not _fits(group, kv, exact):
+            groups += [[span] for span in group]
         else:
-            visible = (index < span.context).repeat(span.count, 1)
-            words = torch.tensor([_signed(w) for w in span.words], device=device)[:, None]
-            visible[:, span.context : end] = (words >> torch.arange(span.count, device=device)) & 1 == 1
-        pages = table + [0] * (keys // page_size - len(table))
-        plans.append(
-            SpanPlan(
-                start=span.start,
-                count=span.count,
-                num_keys=keys,
-                first_slot=table[0] * page_size if contiguous else None,
-                pages=torch.tensor([] if contiguous else pages, dtype=torch.long, device=device),
-                visible=visible,
-                dtype=dtype,
-                exact=exact,
-            )
-        )
-    return AttentionPlan(plans, slots, slots.shape[0])
+            groups.append(sorted(group, key=lambda span: span.table[0]))
+    return groups
+
+
+def _fits(group: Sequence[Span], kv: KVBuffers, exact: bool) -> bool:
+    """Whether contiguous spans make a view without too many unused lanes, inside the buffer."""
+    firsts = sorted(span.table[0] for span in group)
+    stride = math.gcd(*(b - a for a, b in itertools.pairwise(firsts))) or 1
+    keys = max(_padded_keys(span, kv, exact) for span in group)
+    return (firsts[-1] - firsts[0]) // stride + 1 <= 2 * len(group) and (
+        firsts[-1] * kv.page_size + keys <= kv.num_slots
+    )
+
+
+def _batch(group: Sequence[Span], kv: KVBuffers, exact: bool, device: torch.device, take: list[int] | None) -> Batch:
+    """The spans of ``group`` (sorted by first page) as one batch; ``take`` receives the step's row of each lane row."""
+    size, tokens = kv.page_size, max(span.count for span in group)
+    keys = max(_padded_keys(span, kv, exact) for span in group)
+    tables = [_pages(span, kv) for span in group]
+    pages, stride, lanes = None, 1, list(range(len(group)))
+    contiguous = all(b - a == 1 for table in tables for a, b in itertools.pairwise(table))
+    if contiguous:
+        firsts = [table[0] for table in tables]
+        stride = math.gcd(*(b - a for a, b in itertools.pairwise(firsts))) or 1
+        lanes = [(first - firsts[0]) // stride for first in firsts]
+    else:
+        flat = [page for table in tables for page in (*table, *[0] * (keys // size - len(table)))]
+        pages = torch.tensor(flat, device=device)
+    num_lanes = lanes[-1] + 1
+    if take is not None:
+        take += [-1] * (num_lanes * tokens)
+        for span, lane in zip(group, lanes, strict=True):
+            take[lane * tokens : lane * tokens + span.count] = range(span.start, span.start + span.count)
+    if contiguous and len(group) == 1 and tokens == 1 and not exact:
+        return Batch(1, 1, group[0].end, tables[0][0] * size, size, None, None, None, kv.dtype, exact)
+    limits = [[0] * tokens for _ in range(num_lanes)]
+    for span, lane in zip(group, lanes, strict=True):
+        limits[lane] = [*range(span.context, span.end), *[span.end - 1] * (tokens - span.count)]
+    index = torch.arange(keys, device=device)
+    visible = index <= torch.tensor(limits, device=device)[:, :, None]
+    for span, lane in zip(group, lanes, strict=True):
+        if span.words is not None:
+            visible[lane, : span.count] = _tree(span, index)
+    return Batch(num_lanes, tokens, keys, tables[0][0] * size, stride * size, pages, None, visible, kv.dtype, exact)
+
+
+def _tree(span: Span, index: Tensor) -> Tensor:
+    """Who sees what [count, L] in a tree: everything before the span, and ancestors inside."""
+    visible = (index < span.context).repeat(span.count, 1)
+    words = torch.tensor([_signed(w) for w in span.words or ()], device=index.device)[:, None]
+    visible[:, span.context : span.end] = (words >> torch.arange(span.count, device=index.device)) & 1 == 1
+    return visible
 
 
 def _signed(word: int) -> int:
@@ -232,23 +228,18 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention of all rows: q [T, Hq, Dk] -> [T, Hq * Dv]; padding rows come out as zeros.
+    """Attention of all rows: q [T, Hq, Dk] -> [T, Hq * Dv]; rows of no span come out as some other row.
 
     ``window``: a row sees that many keys, itself included. ``softcap``: scores become cap * tanh(score / cap).
     ``sinks`` [Hq]: one extra score per head that takes probability and gives nothing.
     """
-    shape = kv.shapes[layer]
-    if len(plan.spans) == 1 and plan.spans[0].count == plan.num_rows:
-        return _attend_span(plan.spans[0], kv, layer, q, scale, window, softcap, sinks)
-    out = q.new_zeros(plan.num_rows, q.shape[1] * shape.v_dim)
-    for span in plan.spans:
-        rows = slice(span.start, span.start + span.count)
-        out[rows] = _attend_span(span, kv, layer, q[rows], scale, window, softcap, sinks)
-    return out
+    parts = [_attend_batch(batch, kv, layer, q, scale, window, softcap, sinks) for batch in plan.batches]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out if plan.back is None else out.index_select(0, plan.back)
 
 
-def _attend_span(
-    span: SpanPlan,
+def _attend_batch(
+    batch: Batch,
     kv: KVBuffers,
     layer: int,
     q: Tensor,
@@ -257,28 +248,34 @@ def _attend_span(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    shape = kv.shapes[layer]
-    count, heads = q.shape[0], q.shape[1]
+    """[B * R, Hq * Dv] of one batch."""
+    shape, lanes, tokens, heads = kv.shapes[layer], batch.lanes, batch.tokens, q.shape[1]
     group = heads // shape.heads
-    rows = count * group
-    folded = q.view(count, shape.heads, group, shape.k_dim).transpose(0, 1).reshape(1, shape.heads, rows, shape.k_dim)
-    mask = span.mask(group, window)
-    if mask.shape[0] != rows:
-        folded = F.pad(folded, (0, 0, 0, mask.shape[0] - rows))
-    keys, values = kv.read(layer, span)
+    rows = tokens * group
+    if batch.take is not None:
+        q = q.index_select(0, batch.take)
+    folded = q.view(lanes, tokens, shape.heads, group, shape.k_dim).transpose(1, 2)
+    folded = folded.reshape(lanes, shape.heads, rows, shape.k_dim)
+    mask = batch.mask(group, window)
+    missing = -rows % QUERY_ROWS if batch.exact else 0
+    if missing:
+        folded = F.pad(folded, (0, 0, 0, missing))
+    keys, values = kv.read(layer, batch.first_slot, lanes, batch.stride, batch.keys, batch.pages)
     if softcap is None and sinks is None:
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
         out = _explicit(folded, keys, values, mask, scale, softcap, sinks, group)
-    out = out[0, :, :rows].view(shape.heads, count, group, shape.v_dim)
-    return out.transpose(0, 1).reshape(count, heads * shape.v_dim)
+    if missing:
+        out = out[:, :, :rows]
+    out = out.reshape(lanes, shape.heads, tokens, group, shape.v_dim).transpose(1, 2)
+    return out.reshape(lanes * tokens, heads * shape.v_dim)
 
 
 def _explicit(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
@@ -288,9 +285,10 @@ def _explicit(
     scores = torch.matmul(q, keys.transpose(2, 3)).float() * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores + mask.float()
+    if mask is not None:
+        scores = scores + mask.float()
     if sinks is not None:
         per_row = sinks.float().view(keys.shape[1], group).repeat(1, -(-q.shape[2] // group))[:, : q.shape[2]]
-        scores = torch.cat([scores, per_row[None, :, :, None]], dim=-1)
+        scores = torch.cat([scores, per_row[None, :, :, None].expand(q.shape[0], -1, -1, -1)], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., : keys.shape[2]]
     return torch.matmul(weights.to(values.dtype), values)

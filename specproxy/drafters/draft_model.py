@@ -20,7 +20,8 @@ from torch import Tensor
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
 from specproxy.drafters.registry import Host, Options, read_options
 from specproxy.errors import ModelLoadError
-from specproxy.kernels.attention import KVBuffers, Span, plan_attention
+from specproxy.kernels.attention import Span, plan_attention
+from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel
 from specproxy.models.loading import load_model, tokenizer_hash
 from specproxy.sampling.sampler import Row, propose_rows
@@ -148,9 +149,7 @@ class DraftModel:
             last.append(len(ids) - 1)
             progress.tokens += tokens
         device = self._model.spec.device
-        plan = plan_attention(
-            spans, torch.tensor(slots, device=device), page_size=size, dtype=self._model.spec.dtype, exact=False
-        )
+        plan = plan_attention(spans, torch.tensor(slots, device=device), self._kv, exact=False)
         rows = None if len(last) == len(ids) else torch.tensor(last, device=device)
         logits, _ = self._model.forward(
             torch.tensor(ids, device=device), torch.tensor(positions, device=device), plan, self._kv, rows

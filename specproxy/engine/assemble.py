@@ -23,7 +23,7 @@ from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.warmup import measure_chains, measure_steps
 from specproxy.errors import ModelLoadError
-from specproxy.kernels.attention import KVBuffers
+from specproxy.kernels.paged import KVBuffers
 from specproxy.models.loading import load_model, tokenizer_hash, tokenizer_size
 from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
 
@@ -126,7 +126,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
     host.on_allocate(kv.zero_page)
     host.on_allocate(kv.zero_page)
-    pool = PagePool(num_pages, PAGE_SIZE, host.page_allocated)
+    pool = PagePool(num_pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
     runner = Runner(model, kv, rules)
     progress("measuring step times")
     controller = Controller(CostTable(measure_steps(runner, pool, host.vocab_size)), time.monotonic)

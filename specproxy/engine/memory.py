@@ -9,7 +9,7 @@ import torch
 
 from specproxy.config.schema import ModelConfig
 from specproxy.errors import ConfigError, ModelLoadError
-from specproxy.kernels.attention import KEY_BLOCK, KVBuffers
+from specproxy.kernels.paged import KEY_BLOCK, KVBuffers
 from specproxy.models.base import ModelSpec
 
 AUTO_SHARE = 0.5

@@ -4,7 +4,8 @@ A page holds ``page_size`` consecutive tokens of one sequence, or of several tha
 when it is full of committed tokens, under a hash of everything before and in it, the way its KV came about (prompt or
 generated), and the tenant's salt. Pages with no user left keep their content and are taken back in order of disuse.
 
-Neighbouring pages are preferred: keys that lie side by side are read without a copy.
+A sequence starts at a slab, a stretch of pages as long as a sequence can get, and grows into the pages behind: keys that
+lie side by side are read without a copy, and sequences at even distances are read in one call.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from specproxy.kernels.attention import KVBuffers
+from specproxy.kernels.paged import KVBuffers
 
 
 def page_hash(parent: bytes, tokens: Sequence[int], provenance: str, salt: str) -> bytes:
@@ -31,8 +32,10 @@ class PagePool:
     ``on_allocate`` is called with every page that changes hands, before its new owner writes to it.
     """
 
-    def __init__(self, num_pages: int, page_size: int, on_allocate: Callable[[int], None]) -> None:
+    def __init__(self, num_pages: int, page_size: int, slab: int, on_allocate: Callable[[int], None]) -> None:
+        """``slab``: pages of a sequence of full length."""
         self.page_size = page_size
+        self._slab = slab
         self.first = KVBuffers.RESERVED_PAGES
         self.total = num_pages - self.first
         self._limit = num_pages
@@ -62,16 +65,14 @@ class PagePool:
 
     def allocate(self, after: int | None) -> int | None:
         """A page for one owner, the one behind ``after`` where possible; ``None`` when every page is held."""
-        page = None
-        if after is not None and after + 1 < self._limit:
-            page = after + 1 if self._free[after + 1] or after + 1 in self._idle else None
-        if page is None:
-            if self._num_free:
-                page = self._start_of_longest_run()
-            elif self._idle:
-                page = next(iter(self._idle))
-            else:
-                return None
+        if not self.available:
+            return None
+        if after is None:
+            page = self._start()
+        elif after + 1 < self._limit and self._is_available(after + 1):
+            page = after + 1
+        else:
+            page = self._anywhere()
         if self._free[page]:
             self._free[page] = 0
             self._num_free -= 1
@@ -120,13 +121,20 @@ class PagePool:
         if key is not None:
             del self._by_hash[key]
 
-    def _start_of_longest_run(self) -> int:
-        """First page of the longest stretch of free pages: a new sequence has room to grow there."""
-        runs = bytes(self._free).split(b"\0")
-        longest = max(runs, key=len)
-        start = 0
-        for run in runs:
-            if run is longest:
-                break
-            start += len(run) + 1
-        return start + (len(longest) // 2 if start > self.first or len(longest) < self.total else 0)
+    def _is_available(self, page: int) -> bool:
+        return bool(self._free[page]) or page in self._idle
+
+    def _start(self) -> int:
+        """Where a new sequence begins: the first slab without content, else the one whose content was idle longest."""
+        for start in range(self.first, self._limit - self._slab + 1, self._slab):
+            if self._free.find(0, start, start + self._slab) < 0:
+                return start
+        for page in self._idle:
+            start = self.first + (page - self.first) // self._slab * self._slab
+            if all(map(self._is_available, range(start, min(start + self._slab, self._limit)))):
+                return start
+        return self._anywhere()
+
+    def _anywhere(self) -> int:
+        """Any page: a free one from the far end, where slabs are taken last, else the one idle longest."""
+        return self._free.rfind(1) if self._num_free else next(iter(self._idle))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from specproxy.engine.step import Step
-from specproxy.kernels.attention import KVBuffers, plan_attention
+from specproxy.kernels.attention import plan_attention
+from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel
 from specproxy.vocabulary import Exactness
 
@@ -66,9 +67,7 @@ class Runner:
         width = self.rules.width(rows) if step.kind == "decode" else rows
         pad = [0] * (width - rows)
         slots = torch.tensor(step.slots + [self.kv.trash_slot] * len(pad), dtype=torch.long, device=device)
-        plan = plan_attention(
-            step.spans, slots, page_size=self.kv.page_size, dtype=self.model.spec.dtype, exact=self.rules.exact
-        )
+        plan = plan_attention(step.spans, slots, self.kv, exact=self.rules.exact)
         every = sampled == width
         wanted = step.sample + [0] * (self.rules.width(max(1, sampled)) - sampled)
         logits, taps = self.model.forward(

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from specproxy.drafters.base import ROOT
-from specproxy.kernels.attention import KVBuffers, Span
+from specproxy.kernels.attention import Span
+from specproxy.kernels.paged import KVBuffers
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -22,7 +21,7 @@ STEP_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ROWS_PER_SEQUENCE = 16
 CHAIN_ROWS = (1, 2, 4, 8)
 CHAIN_LENGTHS = (1, 2, 4, 8)
-REPEATS = 5
+REPEATS = 6
 
 
 class Warmup:
@@ -53,10 +52,10 @@ class Warmup:
                 self._pool.release(page)
 
     def steps(self) -> dict[int, float]:
-        """Rows -> seconds of a decode step with greedy sampling, median of a few."""
+        """Rows -> seconds of a decode step with greedy sampling, the fastest of a few."""
         limit = self._runner.rules.max_rows
         return {
-            rows: _median(partial(self._step, rows))
+            rows: _fastest(partial(self._step, rows))
             for rows in STEP_ROWS
             if rows <= limit and -(-rows // ROWS_PER_SEQUENCE) <= len(self._tables)
         }
@@ -64,7 +63,7 @@ class Warmup:
     def chains(self, drafter: Drafter) -> dict[tuple[int, int], float]:
         """(rows, k) -> seconds that ``drafter`` takes to draft k tokens for each of so many sequences."""
         return {
-            (rows, k): _median(partial(self._draft, drafter, rows, k))
+            (rows, k): _fastest(partial(self._draft, drafter, rows, k))
             for rows in CHAIN_ROWS
             for k in CHAIN_LENGTHS
             if rows <= len(self._tables) and k <= drafter.needs.max_k
@@ -120,12 +119,12 @@ def measure_chains(runner: Runner, pool: PagePool, vocab_size: int, drafter: Dra
         return warmup.chains(drafter)
 
 
-def _median(run: Callable[[], None]) -> float:
-    """Seconds of ``run``, after one call that does not count."""
+def _fastest(run: Callable[[], None]) -> float:
+    """Seconds of ``run`` undisturbed: the fastest of a few calls after one that does not count."""
     run()
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return min(times)

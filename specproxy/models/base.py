@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specproxy.kernels.attention import AttentionPlan, KVBuffers, LayerShape
+from specproxy.kernels.attention import AttentionPlan
+from specproxy.kernels.paged import KVBuffers, LayerShape
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specproxy.kernels.attention import AttentionPlan, KVBuffers, attend
+from specproxy.kernels.attention import AttentionPlan, attend
+from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import ModelSpec
 from specproxy.models.linear import Linear, make_linear
+from specproxy.models.norm import Norm, make_rms_norm
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def can_fuse(config: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Layer:
-    input_norm: Tensor
-    post_norm: Tensor
+    input_norm: Norm
+    post_norm: Norm
     qkv: Linear
     o: Linear
     gate_up: Linear
@@ -76,7 +78,7 @@ class FusedModel:
         self._eps = config.rms_norm_eps
         self._scale = spec.layers[0].k_dim ** -0.5
         self._embedding = base.embed_tokens.weight
-        self._norm = base.norm.weight
+        self._norm = make_rms_norm(base.norm.weight, self._eps)
         self._head = make_linear(stock.lm_head.weight, stock.lm_head.bias)
         self._layers = [self._fuse(layer, FAMILIES[config.model_type], config) for layer in base.layers]
         self._cos, self._sin = self._rotary_tables(base)
@@ -87,8 +89,8 @@ class FusedModel:
         if family.window != "none":
             window = (config if family.window == "model" else attention).sliding_window
         return _Layer(
-            input_norm=layer.input_layernorm.weight,
-            post_norm=layer.post_attention_layernorm.weight,
+            input_norm=make_rms_norm(layer.input_layernorm.weight, self._eps),
+            post_norm=make_rms_norm(layer.post_attention_layernorm.weight, self._eps),
             qkv=_merge([attention.q_proj, attention.k_proj, attention.v_proj]),
             o=make_linear(attention.o_proj.weight, attention.o_proj.bias),
             gate_up=_merge([mlp.gate_proj, mlp.up_proj]),
@@ -118,19 +120,17 @@ class FusedModel:
         """See StepModel.forward."""
         x = F.embedding(ids, self._embedding)
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        shape = (x.shape[1],)
         taps: dict[int, Tensor] = {}
         for index, layer in enumerate(self._layers):
-            normed = F.rms_norm(x, shape, layer.input_norm, self._eps)
+            normed = layer.input_norm(x)
             x = x + layer.o(self._attention(index, layer, normed, cos, sin, plan, kv))
-            normed = F.rms_norm(x, shape, layer.post_norm, self._eps)
-            gate, up = layer.gate_up(normed).chunk(2, -1)
+            gate, up = layer.gate_up(layer.post_norm(x)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
             if index in hidden:
                 taps[index] = x
         if rows is not None:
             x = x.index_select(0, rows)
-        logits = self._head(F.rms_norm(x, shape, self._norm, self._eps))
+        logits = self._head(self._norm(x))
         return logits, [taps[i] for i in hidden]
 
     def _attention(

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from specproxy.errors import ModelLoadError
-from specproxy.kernels.attention import AttentionPlan, KVBuffers, LayerShape, attend
+from specproxy.kernels.attention import AttentionPlan, attend
+from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.models.base import ModelSpec
 
 _instance_numbers = itertools.count()

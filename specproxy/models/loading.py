@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from specproxy.errors import ModelLoadError
-from specproxy.kernels.attention import LayerShape
+from specproxy.kernels.paged import LayerShape
 from specproxy.models.base import ModelSpec, StepModel
 from specproxy.models.fused import FusedModel, can_fuse
 from specproxy.models.generic import GenericModel

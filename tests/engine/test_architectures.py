@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from specproxy.config.schema import DrafterConfig
-from specproxy.kernels.attention import KVBuffers, Span, plan_attention
+from specproxy.kernels.attention import Span, plan_attention
+from specproxy.kernels.paged import KVBuffers
 from specproxy.models.loading import load_model
 from tests.support.driver import Driver
 from tests.support.identity import Identity
@@ -69,7 +70,7 @@ def test_paged_attention_computes_the_stock_model(
         kv = KVBuffers(model.spec.layers, 12, 64, torch.float32, "cpu")
         table = [4, 9, 2, 7]
         slots = torch.tensor([table[p // 64] * 64 + p % 64 for p in range(200)])
-        plan = plan_attention([Span(0, 200, 0, table)], slots, page_size=64, dtype=torch.float32)
+        plan = plan_attention([Span(0, 200, 0, table)], slots, kv)
         logits, _ = model.forward(ids, torch.arange(200), plan, kv, None)
         model.stock.set_attn_implementation("sdpa")
         expected = model.stock(input_ids=ids[None], use_cache=False).logits[0]

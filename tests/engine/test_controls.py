@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from specproxy.kernels import attention
+from specproxy.kernels import paged
 from specproxy.sampling.noise import Noise
 from tests.support.driver import Driver
 from tests.support.identity import Identity
@@ -69,7 +69,7 @@ def test_keys_padded_to_64_are_caught(
 ) -> None:
     """With keys padded to 64 the last bits depend on the step's shape, which the logprobs show."""
     driver = assemble_engine(dtype="float32")
-    monkeypatch.setattr(attention, "KEY_BLOCK", 64)
+    monkeypatch.setattr(paged, "KEY_BLOCK", 64)
     identity = Identity(driver, max_tokens=60)
     case = CASE | {"drafter": "replay", "k": 8, "temperature": 0.0}
     assert identity.mismatches(case, mini[:6]) != []
@@ -82,5 +82,5 @@ def test_the_self_test_refuses_keys_padded_to_64(
     from specproxy.engine.selftest import SelfTest
 
     model = assemble_engine(dtype="float32").engine.runner.model
-    monkeypatch.setattr(attention, "KEY_BLOCK", 64)
+    monkeypatch.setattr(paged, "KEY_BLOCK", 64)
     assert SelfTest(model, 64).run().exactness == "numeric"

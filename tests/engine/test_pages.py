@@ -11,7 +11,7 @@ from specproxy.engine.pages import PagePool, page_hash
 def pool(pages: int = 10) -> tuple[PagePool, list[int]]:
     """A pool and the list of pages that changed hands."""
     cleared: list[int] = []
-    return PagePool(pages, 4, cleared.append), cleared
+    return PagePool(pages, 4, 4, cleared.append), cleared
 
 
 def test_a_page_is_announced_before_it_is_handed_out() -> None:
@@ -26,6 +26,13 @@ def test_neighbours_are_preferred() -> None:
     first = p.allocate(None)
     assert first is not None
     assert p.allocate(first) == first + 1
+
+
+def test_sequences_start_at_slabs() -> None:
+    """New sequences start as far apart as one can get long, so that their pages lie at even distances."""
+    p, _ = pool(14)
+    assert [p.allocate(None) for _ in range(3)] == [2, 6, 10]
+    assert p.allocate(None) == 13
 
 
 def test_reserved_pages_are_never_handed_out() -> None:
