@@ -1,4 +1,4 @@
-"""Fixtures for every test: real server processes with the bundled house model."""
+"""Fixtures for every test: the bundled house model, as server processes and as engines in this process; prompts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 import pytest
+
+from tests.support.prompts import ROUTES, Prompt, mini_prompts, route_prompts
+
+if TYPE_CHECKING:
+    from tests.support.driver import Driver
 
 REPOSITORY = Path(__file__).parent.parent
 START_S = 90.0
@@ -159,3 +164,29 @@ def base_url(server: RunningServer) -> str:
 def eventually() -> Callable[..., None]:
     """Waits until a condition holds: ``eventually(lambda: …, timeout_s=10, what="…")``."""
     return wait_until
+
+
+@pytest.fixture(scope="session")
+def assemble_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Driver]]:
+    """Builds a Driver from drafters and model options; equal ones share an engine."""
+    from tests.support.engines import Engines  # torch: seconds that tests of the server need not wait for
+
+    engines = Engines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield engines.build
+    engines.close()
+
+
+@pytest.fixture(scope="session")
+def mini() -> list[Prompt]:
+    """The bundled prompt mix with token ids."""
+    return mini_prompts()
+
+
+@pytest.fixture(scope="session")
+def routes() -> list[Prompt]:
+    """The standard route mix with token ids, tools left out; skips with a reason where the data is not there."""
+    if not ROUTES.is_file():
+        pytest.skip("the standard route mix is no part of this repository: no ../shared/data/eval/routes.jsonl here")
+    return route_prompts()

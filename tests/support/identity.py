@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from specproxy.vocabulary import Decision, SamplingParams, Submission
+from specproxy.vocabulary import Decision, DraftCounts, SamplingParams, Submission
 from tests.support.driver import OFF, Answer, Driver
 
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -33,99 +33,94 @@ AXES: dict[str, Sequence[Any]] = {
 
 @dataclass
 class Identity:
-    """Runs cases on one engine. ``records`` have ``ids`` and ``reference_ids``; ``max_tokens`` per answer."""
+    """Runs cases on one engine. ``records`` have ``ids`` and ``reference_ids``; ``max_tokens`` per answer.
+
+    ``compared`` counts answer tokens that were held against their plain twins; ``counts`` what drafters did.
+    """
 
     driver: Driver
     max_tokens: int = 40
     logprobs: int = 2
-
-    def __post_init__(self) -> None:
-        self._plain: dict[str, list[Answer]] = {}
+    compared: int = 0
+    counts: dict[str, DraftCounts] = field(default_factory=dict)
+    _plain: dict[str, Answer] = field(default_factory=dict)
 
     def mismatches(self, case: dict[str, Any], records: Sequence[dict[str, Any]]) -> list[str]:
         """Descriptions of every answer that differs from its plain twin."""
-        baseline = [a for record in records for a in self._baseline(case, record)]
-        submissions = [
-            self._submission(case, record, choice, plain)
-            for record, plain in self._with_plain(case, records, baseline)
-            for choice in [plain[0]]
-        ]
+        asked = [(record, choice) for record in records for choice in range(case["n"])]
+        plain = [self._plain_answer(case, record, choice) for record, choice in asked]
+        submissions = [self._submission(case, *one, twin) for one, twin in zip(asked, plain, strict=True)]
         pool = self.driver.engine.scheduler.pool
         if case["cache"] == "miss":
             pool.forget_idle()
         else:
-            self.driver.run([self.driver.submission(r["ids"]) for r in records])
+            params = SamplingParams(temperature=0.0, max_tokens=1)
+            salts = [record.get("salt", "") for record in records]
+            self.driver.run(
+                [self.driver.submission(r["ids"], params=params, salt=s) for r, s in zip(records, salts, strict=True)]
+            )
         answers: list[Answer] = []
         for start in range(0, len(submissions), case["together"]):
             answers += self.driver.run(submissions[start : start + case["together"]], self._disturbance(case))
         if pool.used:
             return [f"{pool.used} pages are still held"]
         found = []
-        for submission, before, after in zip(submissions, baseline, answers, strict=True):
-            after.tokens = submission.generated + after.tokens
+        for submission, before, after in zip(submissions, plain, answers, strict=True):
+            self._book(after)
             if submission.generated:
+                after.tokens = submission.generated + after.tokens
                 after.logprobs = before.logprobs[: len(submission.generated)] + after.logprobs
             if before.visible() != after.visible():
                 found.append(f"{case}: {before.tokens} became {after.tokens} ({before.finish}, {after.finish})")
         return found
 
-    def _with_plain(
-        self, case: dict[str, Any], records: Sequence[dict[str, Any]], baseline: Sequence[Answer]
-    ) -> list[tuple[dict[str, Any], tuple[int, Answer]]]:
-        pairs = [(record, choice) for record in records for choice in range(case["n"])]
-        return [(r, (choice, plain)) for (r, choice), plain in zip(pairs, baseline, strict=True)]
+    def accepted_lengths(self, drafter: str) -> set[int]:
+        """How many tokens of a draft were accepted: every number that occurred."""
+        counts = self.counts.get(drafter, DraftCounts(drafter))
+        return accepted_lengths(counts.steps, counts.accepted_at)
 
-    def _baseline(self, case: dict[str, Any], record: dict[str, Any]) -> list[Answer]:
-        """Plain answers of one record, computed once for each set of sampling parameters."""
-        key = f"{record['id']} {case['temperature']} {case['sampling']} {case['n']} {case['drafter'] == 'replay'}"
+    def _book(self, answer: Answer) -> None:
+        self.compared += len(answer.tokens)
+        for new in answer.stats.drafts:
+            sums = self.counts.setdefault(new.drafter, DraftCounts(new.drafter))
+            sums.steps += new.steps
+            sums.drafted += new.drafted
+            sums.accepted += new.accepted
+            sums.accepted_at += [0] * (len(new.accepted_at) - len(sums.accepted_at))
+            for i, count in enumerate(new.accepted_at):
+                sums.accepted_at[i] += count
+
+    def _plain_answer(self, case: dict[str, Any], record: dict[str, Any], choice: int) -> Answer:
+        """The answer without anything, alone, with no page cached; computed once for all cases that sample alike."""
+        key = f"{record['id']} {case['temperature']} {case['sampling']} {choice}"
         if key not in self._plain:
-            off = case | {"drafter": "replay-off" if case["drafter"] == "replay" else "off"}
-            answers = []
-            for choice in range(case["n"]):
-                self.driver.engine.scheduler.pool.forget_idle()
-                answers += self.driver.run([self._submission(off, record, choice, (choice, Answer()))])
-            self._plain[key] = answers
+            self.driver.engine.scheduler.pool.forget_idle()
+            plainly = case | {"drafter": "off", "resume": False}
+            self._plain[key] = self.driver.run([self._submission(plainly, record, choice, Answer())])[0]
         return self._plain[key]
 
-    def _submission(
-        self, case: dict[str, Any], record: dict[str, Any], choice: int, plain: tuple[int, Answer]
-    ) -> Submission:
-        replayed = plain[1].tokens
-        prediction = record["reference_ids"] or record["ids"][-20:]
-        rng = random.Random(f"{record['id']} {case['k']}")
-        resumed = rng.randrange(1, len(replayed)) if case.get("resume") and len(replayed) > 1 else 0
+    def _submission(self, case: dict[str, Any], record: dict[str, Any], choice: int, plain: Answer) -> Submission:
         params = SamplingParams(
             temperature=case["temperature"],
             max_tokens=self.max_tokens,
             logprobs=self.logprobs,
             **SAMPLING[case["sampling"]],
         )
-        if case["drafter"].startswith("replay"):
-            prediction = replayed
-        submission = self.driver.submission(
+        rng = random.Random(f"{record['id']} {case['k']}")
+        resumes = case["resume"] and len(plain.tokens) > 1
+        expected = record["reference_ids"] or record["ids"][-20:]
+        return self.driver.submission(
             record["ids"],
             decision(case["drafter"], case["k"]),
             seed=1000 + len(record["ids"]),
             params=params,
             choice=choice,
-            prediction=prediction,
+            generated=plain.tokens[: rng.randrange(1, len(plain.tokens))] if resumes else [],
+            prediction=plain.tokens if case["drafter"] == "replay" else expected,
             salt=record.get("salt", ""),
         )
-        if resumed and case["drafter"] not in ("off", "replay-off"):
-            return Submission(
-                submission.id,
-                submission.prompt,
-                submission.seed,
-                params,
-                submission.decision,
-                choice,
-                replayed[:resumed],
-                prediction,
-                submission.salt,
-            )
-        return submission
 
-    def _disturbance(self, case: dict[str, Any]) -> Any:
+    def _disturbance(self, case: dict[str, Any]) -> Callable[[], None] | None:
         """Preempt a running sequence every few steps, where the case says so."""
         if not case["preempt"]:
             return None
@@ -139,9 +134,15 @@ class Identity:
         return disturb
 
 
+def accepted_lengths(steps: int, accepted_at: Sequence[int]) -> set[int]:
+    """Every number of accepted tokens that occurred in ``steps`` drafts, of which ``accepted_at[i]`` reached i + 1."""
+    at_least = [steps, *accepted_at, 0]
+    return {i for i in range(len(at_least) - 1) if at_least[i] > at_least[i + 1]}
+
+
 def decision(drafter: str, k: int) -> Decision:
     """The decision of a case: fixed K, one drafter or all of them."""
-    if drafter in ("off", "replay-off"):
+    if drafter == "off":
         return OFF
     names = ("prediction", "ngram", "draft_model") if drafter == "mixed" else (drafter,)
     return Decision("on", "r", drafters=names, k_min=k, k_max=k, adaptive=False, auto=drafter == "mixed")
