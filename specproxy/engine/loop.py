@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -116,10 +117,9 @@ class Engine:
         if not self.scheduler.reserve(s, end):
             return []
         began = self._clock()
-        step = prefill_step(s.tokens, base, s.computed, end, s.table, self.runner.kv, rows)
+        step = prefill_step(s.tokens, base, s.computed, end, s.table, self.runner.kv, rows, self.runner.rules.trim)
         if s.submission.params.prompt_logprobs is not None:
-            self._score_prompt(s, step, base, end)
-        step.sample = [end - 1 - base]
+            self._score_prompt(s, step, end)
         logits, _ = self.runner.run(step)
         s.computed = end
         self.scheduler.publish(s)
@@ -132,14 +132,14 @@ class Engine:
             return [self._finish(s, Delta(s.id, prompt_logprobs=s.prompt_logprobs), "length")]
         return [self._commit(s, sample_finite(logits, [Row(s.sampler, (), s.num_prompt)]), logits, [0])]
 
-    def _score_prompt(self, s: Sequence, step: Step, base: int, end: int) -> None:
+    def _score_prompt(self, s: Sequence, step: Step, end: int) -> None:
         """Logprobs of the prompt's own tokens, from a run of its own: the sampled row keeps its product's width."""
         top = s.submission.params.prompt_logprobs or 0
-        last = min(end, s.num_prompt - 1)
-        step.sample = list(range(s.computed - base, last - base))
-        if step.sample:
-            logits, _ = self.runner.run(step)
-            s.prompt_logprobs += token_logprobs(logits, s.tokens[s.computed + 1 : last + 1], top)
+        first, last = step.positions[0], min(end, s.num_prompt - 1)
+        every = replace(step, sample=list(range(s.computed - first, last - first)))
+        if every.sample:
+            logits, _ = self.runner.run(every)
+            s.prompt_logprobs += token_logprobs(logits, s.tokens[s.computed + 1 : last + 1], top, self._vocab)
 
     def _decode(self, sequences: list[Sequence]) -> list[Delta]:
         """Draft, verify, accept, commit."""
@@ -261,7 +261,7 @@ class Engine:
         s.computed = min(s.computed, len(s.tokens) - 1)
         delta = Delta(s.id, kept)
         if params.logprobs is not None:
-            delta.logprobs = token_logprobs(logits[list(rows[: len(kept)])], kept, params.logprobs)
+            delta.logprobs = token_logprobs(logits[list(rows[: len(kept)])], kept, params.logprobs, self._vocab)
         if s.num_output == len(kept):
             s.stats.first_token_s = self._clock() - s.arrival
             if params.prompt_logprobs is not None:

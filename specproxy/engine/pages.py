@@ -4,8 +4,8 @@ A page holds ``page_size`` consecutive tokens of one sequence, or of several tha
 when it is full of committed tokens, under a hash of everything before and in it, the way its KV came about (prompt or
 generated), and the tenant's salt. Pages with no user left keep their content and are taken back in order of disuse.
 
-A sequence starts at a slab, a stretch of pages as long as a sequence can get, and grows into the pages behind: keys that
-lie side by side are read without a copy, and sequences at even distances are read in one call.
+A sequence starts at a slab, a stretch of pages as long as a sequence can get, and grows into the pages behind: keys
+that lie side by side are read without a copy, and sequences at even distances are read in one call.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class Rules:
 
     ``widths``: row counts a decode step may have, ascending; empty means any up to ``max_rows``. ``prefill_rows``: rows
     of a prefill chunk, aligned to absolute positions. ``one_provenance``: prefill and decode were proven to write the
-    same KV, so pages of generated tokens may serve later prompts.
+    same KV, so pages of generated tokens may serve later prompts. ``trim``: prefill chunks may leave padding rows out
+    down to a multiple of this many (0: never).
     """
 
     exactness: Exactness
@@ -33,6 +34,7 @@ class Rules:
     max_rows: int
     prefill_rows: int
     one_provenance: bool = False
+    trim: int = 0
     detail: str = ""
 
     @property
@@ -47,7 +49,7 @@ class Rules:
         return self.widths[bisect.bisect_left(self.widths, rows)]
 
 
-NUMERIC = Rules("numeric", (), 64, 128)
+NUMERIC = Rules("numeric", (), 64, 128, trim=16)
 
 
 class Runner:

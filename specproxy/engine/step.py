@@ -63,22 +63,35 @@ class Step:
 
 
 def prefill_step(
-    tokens: Sequence[int], base: int, start: int, end: int, table: Sequence[int], kv: KVBuffers, rows: int
+    tokens: Sequence[int],
+    base: int,
+    start: int,
+    end: int,
+    table: Sequence[int],
+    kv: KVBuffers,
+    rows: int,
+    trim: int = 0,
 ) -> Step:
-    """The chunk of positions base .. base + rows, ``base`` a multiple of ``rows``. The caller picks ``sample``.
+    """The chunk of positions base .. base + rows, ``base`` a multiple of ``rows``; its last real row is sampled.
 
     Positions before ``start`` (they have KV) and from ``end`` on (not there) are padding: their row exists, at its own
-    place, so that a row's bits depend on its position alone, and its KV goes nowhere.
+    place, so that a row's bits depend on its position alone, and its KV goes nowhere. With ``trim``, where widths were
+    proven not to matter, padding rows are left out down to a multiple of ``trim`` rows.
     """
     stop, size = min(base + rows, end), kv.page_size
-    missing = base + rows - stop
+    first, last = base, base + rows
+    if trim:
+        first = start - (start - base) % trim
+        last = stop + -(stop - first) % trim
+    missing = last - stop
     step = Step("prefill")
-    step.ids = [*tokens[base:stop], *[0] * missing]
-    step.positions = [*range(base, stop), *[stop - 1] * missing]
+    step.ids = [*tokens[first:stop], *[0] * missing]
+    step.positions = [*range(first, stop), *[stop - 1] * missing]
     step.slots = [
-        table[p // size] * size + p % size if start <= p < stop else kv.trash_slot for p in range(base, base + rows)
+        table[p // size] * size + p % size if start <= p < stop else kv.trash_slot for p in range(first, last)
     ]
-    step.spans = [Span(0, rows, base, table)]
+    step.spans = [Span(0, last - first, first, table)]
+    step.sample = [stop - 1 - first]
     return step
 
 
