@@ -44,7 +44,8 @@ class DraftRow:
     may draft now. ``group``: where shared statistics and indices belong (route and tenant). ``sampler``: the
     request's own processors and noise, for coupled drafting. ``pages``: the sequence's page table, for drafters with
     KV in the pool. ``state``: the drafter's own memory of this sequence, kept by the loop, ``None`` at first.
-    ``accepted``: in ``commit``, how many of the drafted tokens were accepted.
+    ``accepted``: in ``commit``, how many of the drafted tokens were accepted. ``floor``: a chance of acceptance below
+    which a further token does not pay for itself; a drafter that can tell stops there, but not below ``least`` nodes.
     """
 
     seq_id: str
@@ -57,6 +58,8 @@ class DraftRow:
     pages: Sequence[int] = ()
     state: object | None = None
     accepted: int = 0
+    floor: float = 0.0
+    least: int = 0
 
 
 @dataclass

@@ -18,6 +18,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.calibration import Calibration
 from specproxy.drafters.registry import Host, Options, read_options
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import Span, plan_attention
@@ -44,10 +45,11 @@ class DraftModelOptions(Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass
 class _Progress:
     """What the draft model has computed of one sequence: KV of ``tokens`` stands in the pages, in order; the first
-    ``committed`` of them are the sequence's own, the rest were drafts."""
+    ``committed`` of them are the sequence's own, the rest were drafts, with their ``gaps``."""
 
     tokens: list[int] = field(default_factory=list)
     committed: int = 0
+    gaps: list[float] = field(default_factory=list)
 
 
 class DraftModel:
@@ -60,7 +62,7 @@ class DraftModel:
         self._model = model
         self._kv = KVBuffers(model.spec.layers, host.num_pages, host.page_size, model.spec.dtype, model.spec.device)
         self._filled = bytearray(host.num_pages)
-        self._vocab = host.vocab_size
+        self._calibration = Calibration()
         host.on_allocate(self._forget_page)
 
     def bytes(self) -> int:
@@ -86,19 +88,29 @@ class DraftModel:
         return _Progress(list(row.tokens[:known]), known)
 
     def propose(self, ctx: DraftContext, out: DraftBatch) -> None:
-        """Chains of ``row.k`` tokens: one forward for what is new, then one per further token for all rows at once."""
+        """Chains of ``row.k`` tokens: one forward for what is new, then one per further token for all rows at once.
+
+        A chain ends early where the chance that all of it is accepted falls below ``row.floor``.
+        """
         active = [(i, row) for i, row in enumerate(ctx.rows) if row.k > 0]
         if not active:
             return
         logits = self._catch_up([row for _, row in active])
         drafts: dict[int, list[int]] = {i: [] for i, _ in active}
+        survival = dict.fromkeys(drafts, 1.0)
         while True:
-            chosen, _ = propose_rows(
+            chosen, gaps = propose_rows(
                 logits, [Row(row.sampler, drafts[i], len(row.tokens) + len(drafts[i])) for i, row in active]
             )
-            for (i, _), tokens in zip(active, chosen, strict=True):
+            for (i, row), tokens, gap in zip(active, chosen, gaps, strict=True):
                 drafts[i].append(tokens[0])
-            active = [(i, row) for i, row in active if len(drafts[i]) < row.k]
+                _progress(row).gaps.append(gap)
+                survival[i] *= self._calibration.probability(gap, row.sampler.noise is None)
+            active = [
+                (i, row)
+                for i, row in active
+                if len(drafts[i]) < row.k and (survival[i] >= row.floor or len(drafts[i]) < row.least)
+            ]
             if not active:
                 break
             logits = self._forward([(row, [drafts[i][-1]]) for i, row in active])
@@ -109,8 +121,9 @@ class DraftModel:
         """Bring every row's KV up to its last committed token; logits [R, V] behind it."""
         work = []
         for row in rows:
-            progress = row.state if isinstance(row.state, _Progress) else self._begin(row)
-            row.state = progress
+            if row.state is None:
+                row.state = self._begin(row)
+            progress = _progress(row)
             done, tokens = progress.tokens, row.tokens
             limit = min(len(done), len(tokens) - 1)
             same = min(progress.committed, limit)
@@ -118,6 +131,7 @@ class DraftModel:
                 same += 1
             del done[same:]
             progress.committed = len(tokens)
+            progress.gaps.clear()
             while len(tokens) - len(done) > CATCH_UP_ROWS:
                 self._forward([(row, tokens[len(done) : len(done) + CATCH_UP_ROWS])])
             work.append((row, tokens[len(done) :]))
@@ -138,9 +152,7 @@ class DraftModel:
         slots: list[int] = []
         spans, last, size = [], [], self._kv.page_size
         for row, tokens in work:
-            progress = row.state
-            if not isinstance(progress, _Progress):
-                raise TypeError(f"row {row.seq_id} was not prefilled")
+            progress = _progress(row)
             start, end = len(progress.tokens), len(progress.tokens) + len(tokens)
             spans.append(Span(len(ids), len(tokens), start, row.pages))
             ids += tokens
@@ -157,10 +169,21 @@ class DraftModel:
         return logits
 
     def commit(self, ctx: DraftContext) -> None:
-        """Nothing to learn: the next proposal finds out itself how much of its KV still holds."""
+        """Learn how far gaps could be trusted. How much of its KV still holds the next proposal finds out itself."""
+        for row in ctx.rows:
+            gaps, greedy = _progress(row).gaps, row.sampler.noise is None
+            for depth, gap in enumerate(gaps[: row.accepted + 1]):
+                self._calibration.observe(gap, greedy, depth < row.accepted)
+            gaps.clear()
 
     def release(self, seq_id: str) -> None:
         """Nothing is kept outside the row and the pages."""
+
+
+def _progress(row: DraftRow) -> _Progress:
+    if not isinstance(row.state, _Progress):
+        raise TypeError(f"row {row.seq_id} has another drafter's state")
+    return row.state
 
 
 def load(name: str, options: Options, host: Host) -> DraftModel:

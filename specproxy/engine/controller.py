@@ -117,6 +117,20 @@ class Controller:
         self._probe(rows, load, batch_rows)
         return [_settle(row) for row in rows]
 
+    def floor(self, choice: Choice, rows: int) -> float:
+        """Chance of acceptance that pays for one more token of the chosen drafter's chain, in a step of ``rows`` alike.
+
+        It is what drafting and verifying that token costs, in tokens at the rate the step is expected to run.
+        """
+        costs = self.costs
+        if choice.drafter is None:
+            return 0.0
+        drafting = costs.chain(choice.drafter, rows, choice.k)
+        verifying = costs.step(rows * (choice.k + 1))
+        rate = rows * choice.expected / (verifying + drafting)
+        further = drafting - costs.chain(choice.drafter, rows, choice.k - 1) + verifying - costs.step(rows * choice.k)
+        return min(1.0, rate * further / rows)
+
     def observe(self, group: str, drafter: str, bucket: int, drafted: int, accepted: int) -> None:
         """Of a chain of ``drafted`` tokens ``accepted`` were.
 

@@ -116,7 +116,10 @@ class Drafting:
         row = sequence.row(choice.drafter)
         row.accepted = accepted
         if choice.drafter not in draft.said:
-            self._controller.observe(sequence.group, choice.drafter, choice.bucket, drafted, accepted)
+            # A chain that its drafter cut for lack of confidence counts as having failed at the cut: the estimate is
+            # of what asking for K brings, and the cost table learns what asking for K costs.
+            asked = min(row.k, drafted + 1)
+            self._controller.observe(sequence.group, choice.drafter, choice.bucket, asked, accepted)
         self.drafters[choice.drafter].commit(DraftContext([row]))
 
     def _caps(self, s: Sequence, budget: Budget) -> dict[str, int]:
@@ -185,6 +188,9 @@ class Drafting:
         for start in range(0, len(wanted), self._rows):
             part = wanted[start : start + self._rows]
             rows = [self._row(s, name, choice.k) for s, choice in part]
+            for row, (s, choice) in zip(rows, part, strict=True):
+                row.floor = self._controller.floor(choice, len(part)) if s.decision.adaptive else 0.0
+                row.least = s.decision.k_min
             batch.clear(len(rows))
             began = self._clock()
             drafter.propose(DraftContext(rows), batch)
