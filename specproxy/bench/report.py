@@ -52,11 +52,11 @@ def faults(summaries: Sequence[CategorySummary]) -> list[str]:
 def _cells(arm: ArmSummary) -> list[str]:
     identical = "-"
     if arm.arm != OFF and arm.compared:
-        verdict = "yes" if arm.identical == arm.compared else "NO" if arm.promised else "not promised"
-        identical = f"{verdict} {arm.identical}/{arm.compared}"
+        verdict = "yes " if arm.identical == arm.compared else "NO " if arm.promised else ""
+        identical = f"{verdict}{arm.identical}/{arm.compared}"
     ttft = "-"
     if arm.ttft_p50_ms is not None and arm.ttft_p95_ms is not None:
-        ttft = f"{arm.ttft_p50_ms:.1f}, {arm.ttft_p95_ms:.1f} ms"
+        ttft = f"{arm.ttft_p50_ms:.0f}, {arm.ttft_p95_ms:.0f} ms"
     return [
         f"{arm.tokens_per_s:.1f}",
         *_ratio_cells(arm.ratio),

@@ -43,7 +43,7 @@ ARMS_HELP = (
     """comma-separated: policy (the routes as they are), auto, a drafter, or DRAFTER;k=N; off is always measured"""
 )
 
-REPORT_WIDTH = 120
+REPORT_WIDTH = 140
 """Columns of a report that goes to a file."""
 
 OVERHEAD_CONCURRENCY = 8
