@@ -62,12 +62,13 @@ def test_commands_of_the_readme_parse() -> None:
 
 
 def test_the_readme_snippet_answers(base_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The SDK snippet, run as written against a real server, prints the edited code and what was drafted."""
+    """The SDK snippet, run as written against a real server, prints the person as JSON and what was drafted."""
     (snippet,) = blocks("README.md", "python")
     assert snippet.count("http://127.0.0.1:8000/v1") == 1
     exec(compile(snippet.replace("http://127.0.0.1:8000/v1", base_url), "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert "count" in printed
+    assert '"name": "Anna Novak"' in printed
+    assert "'route': 'structured'" in printed
     assert "'drafted'" in printed
 
 
