@@ -5,7 +5,7 @@ Shapes: T rows of a step, N rows that sample, V vocabulary, D hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,10 @@ class StepModel(Protocol):
     """A model as the runner sees it."""
 
     spec: ModelSpec
+
+    def products(self) -> list[tuple[Callable[[Tensor], Tensor], int]]:
+        """Every row-wise product and norm of the model, one for each distinct shape, with the width of its input."""
+        ...
 
     def forward(
         self,

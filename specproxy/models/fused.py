@@ -9,7 +9,7 @@ Shapes: T rows, D hidden width, Hq query heads, Hk key heads, W head width, I in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,8 +79,9 @@ class FusedModel:
         self._scale = spec.layers[0].k_dim ** -0.5
         self._embedding = base.embed_tokens.weight
         self._norm = make_rms_norm(base.norm.weight, self._eps)
-        self._head = make_linear(stock.lm_head.weight, stock.lm_head.bias)
+        self._products: dict[tuple[int, ...], tuple[Linear, int]] = {}
         self._layers = [self._fuse(layer, FAMILIES[config.model_type], config) for layer in base.layers]
+        self._head = self._product(stock.lm_head.weight, stock.lm_head.bias)
         self._cos, self._sin = self._rotary_tables(base)
 
     def _fuse(self, layer: Any, family: Family, config: Any) -> _Layer:
@@ -91,14 +92,24 @@ class FusedModel:
         return _Layer(
             input_norm=make_rms_norm(layer.input_layernorm.weight, self._eps),
             post_norm=make_rms_norm(layer.post_attention_layernorm.weight, self._eps),
-            qkv=_merge([attention.q_proj, attention.k_proj, attention.v_proj]),
-            o=make_linear(attention.o_proj.weight, attention.o_proj.bias),
-            gate_up=_merge([mlp.gate_proj, mlp.up_proj]),
-            down=make_linear(mlp.down_proj.weight, mlp.down_proj.bias),
+            qkv=self._product(*_merge([attention.q_proj, attention.k_proj, attention.v_proj])),
+            o=self._product(attention.o_proj.weight, attention.o_proj.bias),
+            gate_up=self._product(*_merge([mlp.gate_proj, mlp.up_proj])),
+            down=self._product(mlp.down_proj.weight, mlp.down_proj.bias),
             q_norm=attention.q_norm.weight if family.qk_norm else None,
             k_norm=attention.k_norm.weight if family.qk_norm else None,
             window=window,
         )
+
+    def _product(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """The product over ``weight``, noted as one of its shape."""
+        linear = make_linear(weight, bias)
+        self._products[tuple(weight.shape)] = (linear, weight.shape[1])
+        return linear
+
+    def products(self) -> list[tuple[Callable[[Tensor], Tensor], int]]:
+        """See StepModel.products."""
+        return [*self._products.values(), (self._norm, self.spec.hidden_size)]
 
     def _rotary_tables(self, base: Any) -> tuple[Tensor, Tensor]:
         """cos and sign-folded sin [max_len, 1, W] from the stock rotary module, in the model's dtype."""
@@ -149,8 +160,8 @@ class FusedModel:
         return attend(plan, kv, index, heads[:, : self._heads], scale=self._scale, window=layer.window)
 
 
-def _merge(modules: Sequence[Any]) -> Linear:
-    """One product for several projections of the same input.
+def _merge(modules: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    """One weight and bias for several projections of the same input.
 
     The stock parameters become row views of the merged weight, so the stock module keeps working at no extra memory.
     """
@@ -161,5 +172,4 @@ def _merge(modules: Sequence[Any]) -> Linear:
         module.weight = torch.nn.Parameter(weight[start:stop], requires_grad=False)
         start = stop
     biases = [m.bias for m in modules]
-    bias = None if biases[0] is None else torch.cat(biases).contiguous()
-    return make_linear(weight, bias)
+    return weight, None if biases[0] is None else torch.cat(biases).contiguous()

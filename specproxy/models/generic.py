@@ -8,7 +8,7 @@ who sees what is in the plan. The layout of each layer's KV is learnt from one r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,6 +70,15 @@ class GenericModel:
                 "interface, expected every layer once; this architecture cannot be served by the engine"
             )
         return tuple(shapes[i] for i in range(len(shapes)))
+
+    def products(self) -> list[tuple[Callable[[Tensor], Tensor], int]]:
+        """See StepModel.products."""
+        found = {
+            tuple(module.weight.shape): (module, module.in_features)
+            for module in self.stock.modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+        return list(found.values())
 
     def forward(
         self,
