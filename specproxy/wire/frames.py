@@ -50,7 +50,7 @@ class Abort(Struct, tag="abort"):
     """Forget this sequence; unknown ids are ignored. No frame about it follows.
 
     With ``report`` (a stop string ended the answer, so its counts still matter) exactly one last Delta without tokens
-    follows: ``finish_reason="abort"`` and ``stats``. If the sequence had just ended by itself, that is its own last one.
+    follows: ``finish_reason="abort"`` and ``stats``. If the sequence had just ended by itself, it is its own last one.
     """
 
     id: str

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ def prediction_usage(prediction: Sequence[int], output: Sequence[int]) -> tuple[
     for token in output:
         alignment.feed(token)
     return alignment.accepted, alignment.rejected
+
 
 Make = Callable[..., Any]
 TEXT = st.lists(st.integers(0, 4), max_size=50)
