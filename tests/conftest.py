@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 import pytest
+from rich.console import Console
 
 from tests.support.prompts import ROUTES, Prompt, mini_prompts, route_prompts
 
@@ -44,8 +45,8 @@ class RunningServer:
         return f"{self.url}/v1"
 
     def get(self, path: str) -> httpx.Response:
-        """GET with a connection of its own."""
-        return httpx.get(f"{self.url}{path}", timeout=10)
+        """GET with a connection of its own; reading certificates for each would keep a core busy while others start."""
+        return httpx.get(f"{self.url}{path}", timeout=10, verify=False, trust_env=False)
 
     def ready(self) -> dict[str, Any]:
         """The body of /ready."""
@@ -176,6 +177,20 @@ def assemble_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield engines.build
     engines.close()
+
+
+@pytest.fixture
+def uncaptured(capfd: pytest.CaptureFixture[str]) -> Callable[[], contextlib.AbstractContextManager[Console]]:
+    """A console that a person sees at once, for tests that take minutes and measure."""
+
+    @contextlib.contextmanager
+    def show() -> Iterator[Console]:
+        with capfd.disabled():
+            console = Console()
+            console.print()
+            yield console
+
+    return show
 
 
 @pytest.fixture(scope="session")

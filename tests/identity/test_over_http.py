@@ -13,17 +13,16 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from specproxy.drafters.replay import write_scripts
 from tests.support.covering import pairwise
 from tests.support.exchange import Reply, exchange
 from tests.support.identity import SAMPLING, accepted_lengths
 from tests.support.prompts import Prompt
+from tests.support.servers import every_drafter
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -44,9 +43,9 @@ AXES: dict[str, Sequence[Any]] = {
 }
 CASES = pairwise(AXES)
 PROMPTS_PER_CASE = 2
-MAX_TOKENS = 28
+MAX_TOKENS = 24
 
-KILLED = [
+LONG = [
     {
         "endpoint": ("chat", "completions")[i % 2],
         "stream": i % 4 != 3,
@@ -59,13 +58,7 @@ KILLED = [
     }
     for i in range(8)
 ]
-"""Cases that are in flight together when the engine is killed."""
-
-POLICY = """\
-version: 1
-defaults: {override: true, hold_out: 0, speculate: {drafters: auto, k: auto}}
-routes: [{name: all}]
-"""
+"""Cases in flight together, for longer, when the engine is killed and when pages run out."""
 
 SHORT = ("--set", "model.max_model_len=512", "--set", "model.kv_memory=5500KB")
 """Nine pages of 64 tokens, where one sequence may need eight: of several that grow, some must give way."""
@@ -144,7 +137,7 @@ class Experiment:
     """All that was asked and said. ``roomy`` and ``short``: the servers with every drafter."""
 
     answered: list[Answered]
-    killed: list[tuple[Ask, Reply]]
+    long: list[tuple[Ask, Reply]]
     roomy: Any
     short: Any
 
@@ -167,40 +160,28 @@ def experiment(
         for number, case in enumerate(CASES)
         for i in range(PROMPTS_PER_CASE)
     ]
-    killed = [
-        make_ask(case, mini[(7 * i) % len(mini)], f"killed {i}", max_tokens=64, ignore_eos=True)
-        for i, case in enumerate(KILLED)
+    long = [
+        make_ask(case, mini[(7 * i) % len(mini)], f"long {i}", max_tokens=80, ignore_eos=True)
+        for i, case in enumerate(LONG)
     ]
-    plain = asyncio.run(answer_all(server.url, asks + killed, 1, plainly=True))
-    flags = drafter_flags(tmp_path_factory.mktemp("identity"), plain)
+    plain = asyncio.run(answer_all(server.url, asks + long, 1, plainly=True))
+    said = [(r.visible["prompt_token_ids"], c["token_ids"]) for r in plain for c in r.visible["choices"]]
+    flags = every_drafter(tmp_path_factory.mktemp("identity"), said)
     roomy, short = (start_server(*flags, *more, until_ready=False) for more in ((), SHORT))
-    for starting in (roomy, short):
-        eventually(lambda one=starting: one.get("/ready").status_code == 200, 90, "readiness")
     replies: dict[str, Reply] = {}
     for load, where, together in (("alone", roomy, 1), ("eight", roomy, 8), ("short of memory", short, 8)):
+        eventually(lambda one=where: one.get("/ready").status_code == 200, 90, "readiness")
         mine = [ask for ask in asks if ask.case["load"] == load]
         found = asyncio.run(answer_all(where.url, mine, together))
         replies |= {ask.salt: reply for ask, reply in zip(mine, found, strict=True)}
     yield Experiment(
         [Answered(ask, before, replies[ask.salt]) for ask, before in zip(asks, plain, strict=False)],
-        list(zip(killed, plain[len(asks) :], strict=True)),
+        list(zip(long, plain[len(asks) :], strict=True)),
         roomy,
         short,
     )
     roomy.stop()
     short.stop()
-
-
-def drafter_flags(folder: Path, plain: Sequence[Reply]) -> list[str]:
-    """Flags of a server with every drafter, the replay drafter scripted with ``plain``, where a request may choose."""
-    said = [(r.visible["prompt_token_ids"], c["token_ids"]) for r in plain for c in r.visible["choices"]]
-    write_scripts(folder / "scripts.json", said)
-    policies = folder / "policies"
-    policies.mkdir()
-    (policies / "all.yaml").write_text(POLICY)
-    drafters = ["ngram=ngram", "prediction=prediction", "draft_model=draft_model:house"]
-    drafters.append(f"replay=replay:{folder / 'scripts.json'}")
-    return ["--policies", str(policies), *(part for drafter in drafters for part in ("--drafter", drafter))]
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
@@ -243,10 +224,21 @@ def test_the_cache_hit_where_it_should(experiment: Experiment) -> None:
     assert any(one.reply.cached_tokens for one in experiment.of(load="eight", cache="hit"))
 
 
-def test_sequences_were_preempted(experiment: Experiment) -> None:
-    """Where pages are short it happened, and often; where they are not it never did."""
-    assert experiment.short.metric("specproxy_kv_pages", state="total") == 9
-    assert experiment.short.metric("specproxy_preemptions_total") >= 10
+async def answer_together(url: str, asks: Sequence[Ask], on_chunk: Callable[[], None] | None = None) -> list[Reply]:
+    """All at once; ``on_chunk`` hears of every chunk of every stream."""
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        return await asyncio.gather(*(ask.as_the_case_says(client, on_chunk) for ask in asks))
+
+
+def test_preemption_changes_nothing(experiment: Experiment, eventually: Callable[..., None]) -> None:
+    """Sequences that outgrow the pool give way to each other, again and again: the same answers."""
+    short = experiment.short
+    assert short.metric("specproxy_kv_pages", state="total") == 9
+    before = short.metric("specproxy_preemptions_total")
+    replies = asyncio.run(answer_together(short.url, [ask for ask, _ in experiment.long]))
+    for reply, (ask, plain) in zip(replies, experiment.long, strict=True):
+        assert reply.visible == plain.visible, ask
+    eventually(lambda: short.metric("specproxy_preemptions_total") >= before + 4, 2, "preemption")
     assert experiment.roomy.metric("specproxy_preemptions_total") == 0
 
 
@@ -260,11 +252,8 @@ def test_an_engine_killed_in_mid_run_changes_nothing(experiment: Experiment) -> 
         if next(chunks) == 40:
             os.kill(engine, signal.SIGKILL)
 
-    async def run() -> list[Reply]:
-        async with httpx.AsyncClient(base_url=roomy.url, timeout=120) as client:
-            return await asyncio.gather(*(ask.as_the_case_says(client, kill_once) for ask, _ in experiment.killed))
-
-    for reply, (ask, plain) in zip(asyncio.run(run()), experiment.killed, strict=True):
+    replies = asyncio.run(answer_together(roomy.url, [ask for ask, _ in experiment.long], kill_once))
+    for reply, (ask, plain) in zip(replies, experiment.long, strict=True):
         assert reply.visible == plain.visible, ask
     assert roomy.metric("specproxy_engine_starts_total") == starts + 1
     assert roomy.events("engine died")[0]["in_flight"] >= 4

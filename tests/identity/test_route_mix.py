@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,6 +17,8 @@ from tests.support.driver import Answer, Driver
 from tests.support.identity import AXES, Identity, decision
 from tests.support.prompts import Prompt, few_of_each
 
+Uncaptured = Callable[[], AbstractContextManager[Console]]
+
 pytestmark = [pytest.mark.identity_full, pytest.mark.timeout(3600)]
 
 ARMS = {"off": ("off", 0), "ngram K=8": ("ngram", 8), "draft_model K=5": ("draft_model", 5)}
@@ -24,15 +26,6 @@ TOGETHER = 8
 MAX_TOKENS = 64
 ARRAY_PROMPTS = 5
 ARRAY_TOKENS = 16
-
-
-@pytest.fixture
-def show(capfd: pytest.CaptureFixture[str]) -> Iterator[Console]:
-    """A console that pytest does not capture."""
-    with capfd.disabled():
-        console = Console()
-        console.print()
-        yield console
 
 
 @dataclass
@@ -71,7 +64,7 @@ def print_table(show: Console, title: str, rows: dict[tuple[str, str], Row]) -> 
     show.print(table)
 
 
-def _cells(rows: Any) -> list[str]:
+def _cells(rows: Iterable[Row]) -> list[str]:
     sums = [(r.prompts, r.tokens, r.drafted, r.accepted, len(r.wrong)) for r in rows]
     return [str(sum(column)) for column in zip(*sums, strict=True)]
 
@@ -92,14 +85,14 @@ def submit(driver: Driver, prompts: Sequence[Prompt], arm: str) -> list[Answer]:
 
 
 def test_the_route_mix_is_answered_alike(
-    assemble_engine: Callable[..., Driver], routes: list[Prompt], show: Console
+    assemble_engine: Callable[..., Driver], routes: list[Prompt], uncaptured: Uncaptured
 ) -> None:
     """Every prompt of every category: off, ngram and draft_model, eight at a time, against plain and alone."""
     driver = assemble_engine()
     assert driver.assembled.numerics.exactness.startswith("bitwise")
     rows = {(category, arm): Row() for arm in ARMS for category in dict.fromkeys(p["category"] for p in routes)}
     pool = driver.engine.scheduler.pool
-    with Progress(console=show, transient=True) as progress:
+    with uncaptured() as show, Progress(console=show, transient=True) as progress:
         task = progress.add_task("route mix", total=len(routes) * (1 + len(ARMS)))
         for start in range(0, len(routes), TOGETHER):
             batch = routes[start : start + TOGETHER]
@@ -115,13 +108,14 @@ def test_the_route_mix_is_answered_alike(
                     rows[prompt["category"], arm].add(prompt, before, after)
                 progress.advance(task, len(batch))
     numerics = driver.assembled.numerics
-    print_table(show, f"identity · route mix · {numerics.exactness}, {numerics.dtype} on {numerics.device}", rows)
+    with uncaptured() as show:
+        print_table(show, f"identity · route mix · {numerics.exactness}, {numerics.dtype} on {numerics.device}", rows)
     assert [wrong for row in rows.values() for wrong in row.wrong] == []
     assert all(row.accepted > 0 for (_, arm), row in rows.items() if arm != "off")
 
 
 def test_the_array_on_some_of_every_category(
-    assemble_engine: Callable[..., Driver], routes: list[Prompt], show: Console
+    assemble_engine: Callable[..., Driver], routes: list[Prompt], uncaptured: Uncaptured
 ) -> None:
     """Every two values of every two axes, on a few prompts of each category."""
     driver = assemble_engine()
@@ -129,7 +123,7 @@ def test_the_array_on_some_of_every_category(
     cases, prompts = pairwise(AXES), few_of_each(routes, ARRAY_PROMPTS)
     categories = list(dict.fromkeys(p["category"] for p in prompts))
     rows = {(category, "array"): Row() for category in categories}
-    with Progress(console=show, transient=True) as progress:
+    with uncaptured() as show, Progress(console=show, transient=True) as progress:
         task = progress.add_task("covering array", total=len(cases) * len(categories))
         for case in cases:
             for category in categories:
@@ -139,6 +133,7 @@ def test_the_array_on_some_of_every_category(
                 row.tokens += experiment.compared - before
                 row.prompts += len(mine) * case["n"]
                 progress.advance(task)
-    print_table(show, f"identity · {len(cases)} cases of the array on {len(prompts)} prompts", rows)
+    with uncaptured() as show:
+        print_table(show, f"identity · {len(cases)} cases of the array on {len(prompts)} prompts", rows)
     assert [wrong for row in rows.values() for wrong in row.wrong] == []
     assert experiment.accepted_lengths("replay") == set(range(9))

@@ -30,6 +30,9 @@ AXES: dict[str, Sequence[Any]] = {
     "n": [1, 2],
 }
 
+MAX_PREEMPTIONS = 3
+"""Of one sequence, where they are forced."""
+
 
 @dataclass
 class Identity:
@@ -121,15 +124,16 @@ class Identity:
         )
 
     def _disturbance(self, case: dict[str, Any]) -> Callable[[], None] | None:
-        """Preempt a running sequence every few steps, where the case says so."""
+        """Preempt a running sequence every few steps, where the case says so, but none so often that it never ends."""
         if not case["preempt"]:
             return None
         steps = iter(range(10**9))
         scheduler = self.driver.engine.scheduler
 
         def disturb() -> None:
-            if next(steps) % 7 == 3 and scheduler.running:
-                scheduler.preempt(scheduler.running[-1])
+            victims = [s for s in scheduler.running if s.stats.preemptions < MAX_PREEMPTIONS]
+            if next(steps) % 7 == 3 and victims:
+                scheduler.preempt(victims[-1])
 
         return disturb
 

@@ -28,7 +28,7 @@ def mini_prompts() -> list[Prompt]:
 
 def route_prompts() -> list[Prompt]:
     """The standard route mix, tools left out. Raises OSError where it is not there."""
-    return [prompt for prompt in _read(ROUTES) if prompt["category"] != "tools"]
+    return list(_read(ROUTES, without="tools"))
 
 
 def few_of_each(prompts: list[Prompt], limit: int) -> list[Prompt]:
@@ -42,10 +42,12 @@ def few_of_each(prompts: list[Prompt], limit: int) -> list[Prompt]:
     return chosen
 
 
-def _read(file: Path) -> Iterator[Prompt]:
+def _read(file: Path, without: str = "") -> Iterator[Prompt]:
     tokenizer, template = _text()
     for line in file.read_text(encoding="utf-8").splitlines():
         prompt: Prompt = json.loads(line)
+        if prompt["category"] == without:
+            continue
         prompt["ids"] = tokenizer.encode(template.render(prompt["messages"]), special=True)
         prompt["reference_ids"] = tokenizer.encode(prompt.get("reference") or "", special=False)
         yield prompt
