@@ -15,6 +15,7 @@ from specproxy.config.schema import DrafterConfig
 from specproxy.kernels.attention import Span, plan_attention
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.loading import load_model
+from specproxy.vocabulary import Decision, SamplingParams
 from tests.support.driver import Driver
 from tests.support.identity import Identity
 
@@ -86,12 +87,11 @@ def test_identity_on_other_architectures(
     kind: str,
     dtype: str,
 ) -> None:
-    """Every accepted length and branch occurs under the replay drafter, and no answer changes."""
+    """Every accepted length up to 8 occurs under the replay drafter, and no answer changes."""
     drafters = {"replay": DrafterConfig(type="replay", options={"seed": 5}), "ngram": DrafterConfig(type="ngram")}
     driver = assemble_engine(drafters, path=str(random_model(kind)), dtype=dtype, max_sequences=8)
     assert driver.assembled.numerics.exactness.startswith("bitwise")
     identity = Identity(driver, max_tokens=24)
-    lengths = set()
     for k in (3, 8):
         for temperature, sampling in ((0.0, "plain"), (0.8, "penalties"), (0.8, "top_p")):
             case = {
@@ -105,7 +105,32 @@ def test_identity_on_other_architectures(
                 "sampling": sampling,
                 "n": 1,
             }
-            assert identity.mismatches(case, mini[k : k + 4]) == []
-    for answer in driver.run([driver.submission(r["ids"]) for r in mini[:1]]):
-        lengths.add(len(answer.tokens))
-    assert lengths
+            assert identity.mismatches(case, mini[k : k + 6]) == []
+    assert identity.accepted_lengths("replay") == set(range(9))
+
+
+def test_trees_change_no_token(
+    assemble_engine: Callable[..., Driver],
+    random_model: Callable[[str], Path],
+    mini: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a route allows numeric, trees are verified: the same tokens, along branches that are not the first too."""
+    drafters = {"replay": DrafterConfig(type="replay", options={"seed": 3, "shape": "tree"})}
+    driver = assemble_engine(drafters, path=str(random_model("qwen3")), dtype="float32", max_sequences=8)
+    moved: list[int] = []
+    copy = driver.engine.runner.kv.copy_slots
+    monkeypatch.setattr(driver.engine.runner.kv, "copy_slots", lambda a, b: (moved.append(len(a)), copy(a, b)))
+    trees = Decision("on", "r", drafters=("replay",), k_min=12, k_max=12, adaptive=False, exactness="numeric")
+    for params in (SamplingParams(temperature=0.0, max_tokens=32), SamplingParams(temperature=0.8, max_tokens=32)):
+        plain = driver.run([driver.submission(r["ids"], params=params) for r in mini[:6]])
+        drafted = driver.run(
+            [
+                driver.submission(r["ids"], trees, params=params, prediction=answer.tokens)
+                for r, answer in zip(mini[:6], plain, strict=True)
+            ]
+        )
+        assert [a.tokens for a in drafted] == [a.tokens for a in plain]
+        assert [a.finish for a in drafted] == [a.finish for a in plain]
+        assert sum(a.stats.steps for a in drafted) < sum(a.stats.steps for a in plain)
+    assert len(moved) > 10
