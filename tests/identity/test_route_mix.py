@@ -32,7 +32,7 @@ ARRAY_TOKENS = 16
 class Row:
     """What was compared under one heading. ``wrong`` describes the answers that differ."""
 
-    prompts: int = 0
+    answers: int = 0
     tokens: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -40,7 +40,7 @@ class Row:
 
     def add(self, prompt: Prompt, plain: Answer, answer: Answer) -> None:
         """One answer against its plain twin."""
-        self.prompts += 1
+        self.answers += 1
         self.tokens += len(answer.tokens)
         self.drafted += sum(counts.drafted for counts in answer.stats.drafts)
         self.accepted += sum(counts.accepted for counts in answer.stats.drafts)
@@ -53,7 +53,7 @@ def print_table(show: Console, title: str, rows: dict[tuple[str, str], Row]) -> 
     table = Table(title=title)
     for column in ("category", "arm"):
         table.add_column(column)
-    for column in ("prompts", "tokens compared", "drafted", "accepted", "differences"):
+    for column in ("answers", "tokens compared", "drafted", "accepted", "differences"):
         table.add_column(column, justify="right")
     arms = list(dict.fromkeys(arm for _, arm in rows))
     for arm in arms:
@@ -65,7 +65,7 @@ def print_table(show: Console, title: str, rows: dict[tuple[str, str], Row]) -> 
 
 
 def _cells(rows: Iterable[Row]) -> list[str]:
-    sums = [(r.prompts, r.tokens, r.drafted, r.accepted, len(r.wrong)) for r in rows]
+    sums = [(r.answers, r.tokens, r.drafted, r.accepted, len(r.wrong)) for r in rows]
     return [str(sum(column)) for column in zip(*sums, strict=True)]
 
 
@@ -123,17 +123,23 @@ def test_the_array_on_some_of_every_category(
     cases, prompts = pairwise(AXES), few_of_each(routes, ARRAY_PROMPTS)
     categories = list(dict.fromkeys(p["category"] for p in prompts))
     rows = {(category, "array"): Row() for category in categories}
+    lengths: set[int] = set()
     with uncaptured() as show, Progress(console=show, transient=True) as progress:
         task = progress.add_task("covering array", total=len(cases) * len(categories))
         for case in cases:
             for category in categories:
                 mine = [p for p in prompts if p["category"] == category]
-                before, row = experiment.compared, rows[category, "array"]
+                row = rows[category, "array"]
                 row.wrong += experiment.mismatches(case, mine)
-                row.tokens += experiment.compared - before
-                row.prompts += len(mine) * case["n"]
+                row.answers += len(mine) * case["n"]
+                row.tokens += experiment.compared
+                row.drafted += sum(counts.drafted for counts in experiment.counts.values())
+                row.accepted += sum(counts.accepted for counts in experiment.counts.values())
+                lengths |= experiment.accepted_lengths("replay")
+                experiment.compared = 0
+                experiment.counts.clear()
                 progress.advance(task)
     with uncaptured() as show:
         print_table(show, f"identity · {len(cases)} cases of the array on {len(prompts)} prompts", rows)
     assert [wrong for row in rows.values() for wrong in row.wrong] == []
-    assert experiment.accepted_lengths("replay") == set(range(9))
+    assert lengths == set(range(9))
