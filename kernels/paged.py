@@ -52,7 +52,8 @@ class KVBuffers:
         self.num_pages = num_pages
         self.num_slots = num_pages * page_size + KEY_BLOCK
         self.dtype = dtype
-        self.layers = [torch.zeros(self.num_slots, s.width, dtype=dtype, device=device) for s in shapes]
+        # Zeroed by writing, so that the memory is there from the start and not when a page is first used.
+        self.layers = [torch.empty(self.num_slots, s.width, dtype=dtype, device=device).zero_() for s in shapes]
         self._views: dict[tuple[int, int, int, int, int], tuple[Tensor, Tensor]] = {}
 
     @property

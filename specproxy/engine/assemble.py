@@ -125,7 +125,6 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
     except (RuntimeError, MemoryError) as error:
         raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
     host.on_allocate(kv.zero_page)
-    host.on_allocate(kv.zero_page)
     pool = PagePool(num_pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
     runner = Runner(model, kv, rules)
     progress("measuring step times")

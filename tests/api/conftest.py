@@ -54,7 +54,7 @@ class Wire:
     """An engine's side and a client's side of one answer."""
 
     EOS = 2
-    STATS = SequenceStats(prompt_tokens=9, cached_tokens=4, prediction_accepted=3, prediction_rejected=1)
+    STATS = SequenceStats(prompt_tokens=9, cached_tokens=4)
 
     def __init__(self, meta: AnswerMeta) -> None:
         self._meta = meta

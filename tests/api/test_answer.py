@@ -41,8 +41,8 @@ def test_whole_chat_answer(wire: Any, chat: Any, context: ApiContext) -> None:
             "total_tokens": prompt + len(ids),
             "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
             "completion_tokens_details": {
-                "accepted_prediction_tokens": 3,
-                "rejected_prediction_tokens": 1,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
                 "reasoning_tokens": 0,
                 "audio_tokens": 0,
             },
@@ -52,6 +52,20 @@ def test_whole_chat_answer(wire: Any, chat: Any, context: ApiContext) -> None:
         "specproxy": {"route": "r"},
     }
     assert ChatCompletion.model_validate_json(body, strict=True).choices[0].message.content == "Hello é"
+
+
+def test_prediction_usage(wire: Any, chat: Any, context: ApiContext) -> None:
+    """Prediction tokens are counted up to where a stop string cuts the answer, however the engine's bursts fell."""
+    ids = context.tokenizer.encode("one two three STOP four five", special=False)
+    request = chat(prediction={"type": "content", "content": "one two three four"}, stop="STOP")
+    found = set()
+    for sizes in ([], [1] * (len(ids) - 1), [3]):
+        body = wire.run(request, [wire.deltas(request, ids, sizes)])
+        details = json.loads(body)["usage"]["completion_tokens_details"]
+        found.add((details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]))
+    [(accepted, rejected)] = found
+    assert accepted + rejected == len(request.prediction)
+    assert 0 < accepted < len(request.prediction)
 
 
 def test_chat_stream(wire: Any, chat: Any, context: ApiContext) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from specproxy.engine import sampling
 from specproxy.kernels.philox import gumbel, gumbel_host, philox
+from specproxy.sampling import sampler as sampling
 from specproxy.sampling.sampler import Row, Sampler
 from specproxy.vocabulary import SamplingParams
 

@@ -34,7 +34,7 @@ class Engines:
         key = repr((sorted(chosen.items()), sorted(model.items())))
         if not fresh and key in self._built:
             return self._built[key]
-        config = EngineConfig(socket="", model=ModelConfig(**model), drafters=chosen)
+        config = EngineConfig(socket="", model=ModelConfig(**{"threads": 1} | model), drafters=chosen)
         driver = Driver(assemble(config, lambda what: None))
         if not fresh:
             self._built[key] = driver
