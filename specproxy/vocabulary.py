@@ -103,7 +103,7 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
 
 
 class DraftCounts(Struct, array_like=True):
-    """What one drafter did for one sequence. ``accepted_at[i]``: accepted drafts at depth i + 1; ``drafted_at`` alike."""
+    """What one drafter did for one sequence. ``accepted_at[i]``: accepted at depth i + 1; ``drafted_at`` alike."""
 
     drafter: str
     steps: int = 0
