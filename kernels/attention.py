@@ -4,8 +4,9 @@ Contract. Row t of a span attends to every key of its sequence before the span, 
 ancestors: causal order for chains and prefill chunks, 64-bit ancestor words for trees. A row's result is bitwise
 independent of the other rows, of where it stands, and of how far the keys are padded, provided that
 
-* keys are padded to a multiple of ``KEY_BLOCK``: the CPU flash kernel reduces in key blocks of that size, so a shorter
-  last block would be summed in another order (padded to 64 it looks invariant until the length crosses a boundary);
+* how many keys a row is given is a function of its own position: the next multiple of ``KEY_BLOCK``. A reduction of
+  another length is summed in another order, so rows of one span that lie in different key blocks go through different
+  calls (padded to the span's end instead, rows look invariant until a span crosses a boundary);
 * query rows come in multiples of ``QUERY_ROWS``: the kernel cuts them into tiles of 32, and a tile of one to three
   rows takes another code path (33 rows have such a tail);
 * masked slots hold finite numbers: a masked NaN still reaches the output as 0 x NaN. ``KVBuffers.write`` sees to it.
@@ -121,8 +122,10 @@ class AttentionPlan:
 
 
 def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True) -> AttentionPlan:
-    """Prepare ``spans`` once for all layers. ``exact=False`` drops the padding that bitwise equality needs (drafts)."""
+    """Prepare ``spans`` once for all layers. ``exact=False`` drops what bitwise equality needs (drafts)."""
     rows = slots.shape[0]
+    if exact:
+        spans = [piece for span in spans for piece in pieces(span)]
     if len(spans) == 1 and spans[0].count == rows:
         return AttentionPlan([_batch(spans, kv, exact, slots.device, None)], slots, None)
     batches, places, offset = [], [0] * rows, 0
@@ -136,6 +139,18 @@ def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact
         batch.take = torch.tensor([max(0, row) for row in take], device=slots.device)
         batches.append(batch)
     return AttentionPlan(batches, slots, torch.tensor(places, device=slots.device))
+
+
+def pieces(span: Span) -> list[Span]:
+    """A span cut where its positions enter another key block; trees, whose rows see slots out of order, stay whole."""
+    block = paged.KEY_BLOCK
+    if span.words is not None or span.context // block == (span.end - 1) // block:
+        return [span]
+    cuts = [span.context, *range(span.context // block * block + block, span.end, block), span.end]
+    return [
+        Span(span.start + first - span.context, last - first, first, span.table)
+        for first, last in itertools.pairwise(cuts)
+    ]
 
 
 def _padded_keys(span: Span, kv: KVBuffers, exact: bool) -> int:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KEY_BLOCK = 512
-"""Keys are read in multiples of this many: see ``attention.py``."""
+KEY_BLOCK = 128
+"""Keys are read in multiples of this many: see ``attention.py``. As long as a prefill chunk, whose rows thus share a
+length; half as long would spare a row some keys and cost a batch more calls."""
 
 MAX_VIEWS = 4096
 """Views remembered; making one takes about as long as a small product."""

@@ -16,7 +16,7 @@ from specproxy.engine.selftest import CANDIDATES, PREFILL_ROWS, SelfTest
 from specproxy.models.base import StepModel
 from specproxy.vocabulary import Numerics
 
-SELFTEST_VERSION = 5
+SELFTEST_VERSION = 6
 """Part of the fingerprint: raise it when the test, the attention or the step changes."""
 
 EXPERTS = ("moe", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "minimax")

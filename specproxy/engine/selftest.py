@@ -24,7 +24,7 @@ CANDIDATES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 32,
 
 WIDEST = CANDIDATES[-1]
 
-CONTEXTS = (KEY_BLOCK - 216, KEY_BLOCK - 24)
+CONTEXTS = (2 * KEY_BLOCK + 40, 4 * KEY_BLOCK - 24)
 """Tokens before the tested ones: well inside a key block, and where the tested ones cross into the next."""
 
 LONGEST_CHAIN = 32

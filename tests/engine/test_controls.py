@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from specproxy.kernels import paged
+from specproxy.kernels import attention, paged
 from specproxy.sampling.noise import Noise
 from tests.support.driver import Driver
 from tests.support.identity import Identity
@@ -59,12 +59,18 @@ def test_a_stale_page_is_caught(
     assert identity.mismatches(case, records) != []
 
 
+def pad_to_the_end_of_the_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys padded to 64 behind the last row of a span, whatever block its other rows are in."""
+    monkeypatch.setattr(paged, "KEY_BLOCK", 64)
+    monkeypatch.setattr(attention, "pieces", lambda span: [span])
+
+
 def test_keys_padded_to_64_are_caught(
     assemble_engine: Callable[..., Driver], mini: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With keys padded to 64 the last bits depend on the step's shape, which the logprobs show."""
     driver = assemble_engine(dtype="float32")
-    monkeypatch.setattr(paged, "KEY_BLOCK", 64)
+    pad_to_the_end_of_the_span(monkeypatch)
     identity = Identity(driver, max_tokens=60)
     case = CASE | {"drafter": "replay", "k": 8, "temperature": 0.0}
     assert identity.mismatches(case, mini[:6]) != []
@@ -77,5 +83,5 @@ def test_the_self_test_refuses_keys_padded_to_64(
     from specproxy.engine.selftest import SelfTest
 
     model = assemble_engine(dtype="float32").engine.runner.model
-    monkeypatch.setattr(paged, "KEY_BLOCK", 64)
+    pad_to_the_end_of_the_span(monkeypatch)
     assert SelfTest(model, 64).run().exactness == "numeric"
