@@ -60,7 +60,7 @@ LONG = [
 ]
 """Cases in flight together, for longer, when the engine is killed and when pages run out."""
 
-SHORT = ("--set", "model.max_model_len=512", "--set", "model.kv_memory=5500KB")
+SHORT = ("--set", "model.max_model_len=512", "--set", "model.kv_memory=3600KB")
 """Nine pages of 64 tokens, where one sequence may need eight: of several that grow, some must give way."""
 
 
