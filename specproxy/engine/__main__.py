@@ -18,8 +18,8 @@ def cli() -> int:
     parser = argparse.ArgumentParser(prog="specproxy.engine", description=__doc__)
     parser.add_argument("--config", required=True, help="EngineConfig as JSON")
     # Read when torch loads libgomp. Its threads spin between products, by default for so long that on busy cores they
-    # wait for each other's time slices: decoding fell from 270 to 9 tokens/s beside one other busy process, with this
-    # value to half, and undisturbed it costs nothing (two cores, house target).
+    # wait for each other's time slices: decoding fell from 270 to 9 tokens/s on contended cores, while a count of 1000
+    # kept half the speed there. Undisturbed, 2000 ran as fast as the default (two cores, house target).
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     config = msgspec.json.decode(parser.parse_args().config, type=EngineConfig)
     if config.model.threads != "auto":
