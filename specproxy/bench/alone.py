@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -36,20 +37,23 @@ class AloneEngine:
         engine, context = thread.submit(_load, config, note).result()
         return cls(engine, context, thread)
 
-    async def answer(self, submissions: Sequence[Submission]) -> list[Answer]:
-        """Answer all at once; times run from the moment at which all were handed in."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, submissions)
+    async def answer(self, submissions: Sequence[Submission], at_once: int) -> list[Answer]:
+        """Answer all, ``at_once`` at a time: where one ends the next begins. Times run from the first one's start."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, submissions, at_once)
 
-    def _run(self, submissions: Sequence[Submission]) -> list[Answer]:
+    def _run(self, submissions: Sequence[Submission], at_once: int) -> list[Answer]:
         answers = {submission.id: Answer() for submission in submissions}
-        for submission in submissions:
-            self._engine.submit(submission)
+        waiting, running = deque(submissions), 0
         started = time.perf_counter()
-        while any(answer.finish_reason is None and answer.error is None for answer in answers.values()):
+        while waiting or running:
+            while waiting and running < at_once:
+                self._engine.submit(waiting.popleft())
+                running += 1
             deltas = self._engine.step()
             now = time.perf_counter() - started
             for delta in deltas:
                 _take(answers[delta.id], delta, now)
+                running -= delta.finish_reason is not None
         return list(answers.values())
 
 

@@ -25,6 +25,10 @@ from specproxy.bench.stats import RESAMPLES, Ratio, median, paired_ratio
 from specproxy.server.api.chat import parse_chat
 from specproxy.vocabulary import Decision, Submission
 
+ROUNDS = 4
+"""Prompts of a block, for each of those that run at a time: enough that its beginning and its end, when fewer run,
+count for little, and few enough that both ways meet the same machine."""
+
 PLAIN = Decision(route="bench", revision="", reason="plain")
 
 
@@ -88,16 +92,16 @@ async def measure_overhead(plan: Plan, answerers: Answerers, engine: AloneEngine
     """Every prompt alone and over HTTP in alternating order, first one at a time, then ``plan.concurrency``."""
     both = _Both(plan, answerers, engine)
     for record in plan.records[:2]:
-        await both.run(Block(-1, record.category, (record,), -1), alone_first=True)
-    single = await both.run_all(make_blocks(plan.records, 1, plan.repeats), done)
-    many = await both.run_all(make_mixed_blocks(plan), done)
+        await both.run(Block(-1, record.category, (record,), -1), 1, alone_first=True)
+    single = await both.run_all(make_blocks(plan.records, 1, plan.repeats), 1, done)
+    many = await both.run_all(make_mixed_blocks(plan), plan.concurrency, done)
     return _summary(plan, single, many, answerers.facts)
 
 
 def make_mixed_blocks(plan: Plan) -> list[Block]:
-    """Blocks of ``plan.concurrency`` prompts across categories; a last, smaller one would not be as concurrent, so it
-    is left out where there are others."""
-    n = plan.concurrency
+    """Blocks of prompts across categories, ``ROUNDS`` for each that runs at a time; a last, smaller one would not be as
+    concurrent, so it is left out where there are others."""
+    n = plan.concurrency * ROUNDS
     groups = [tuple(plan.records[i : i + n]) for i in range(0, len(plan.records), n)]
     if len(groups) > 1 and len(groups[-1]) < n:
         groups.pop()
@@ -113,32 +117,35 @@ class _Both:
         self._engine = engine
         self._runs = 0
 
-    async def run_all(self, blocks: Sequence[Block], done: Callable[[], None]) -> list[Pair]:
+    async def run_all(self, blocks: Sequence[Block], at_once: int, done: Callable[[], None]) -> list[Pair]:
         pairs = []
         for turn, block in enumerate(blocks):
-            pairs.append(await self.run(block, alone_first=turn % 2 == 0))
+            pairs.append(await self.run(block, at_once, alone_first=turn % 2 == 0))
             done()
         return pairs
 
-    async def run(self, block: Block, *, alone_first: bool) -> Pair:
+    async def run(self, block: Block, at_once: int, *, alone_first: bool) -> Pair:
         self._runs += 1
         if alone_first:
-            alone = await self._alone(block)
-            return Pair(alone, await self._http(block))
-        http = await self._http(block)
-        return Pair(await self._alone(block), http)
+            alone = await self._alone(block, at_once)
+            return Pair(alone, await self._http(block, at_once))
+        http = await self._http(block, at_once)
+        return Pair(await self._alone(block, at_once), http)
 
-    async def _alone(self, block: Block) -> Timed:
+    async def _alone(self, block: Block, at_once: int) -> Timed:
         submissions = [self._submission(record, i) for i, record in enumerate(block.records)]
-        answers = await self._engine.answer(submissions)
+        answers = await self._engine.answer(submissions, at_once)
         return Timed(max(answer.total_s for answer in answers), answers)
 
-    async def _http(self, block: Block) -> Timed:
-        arm = Arm(OFF, OFF)
+    async def _http(self, block: Block, at_once: int) -> Timed:
+        arm, free = Arm(OFF, OFF), asyncio.Semaphore(at_once)
+
+        async def answer(record: Record) -> Answer:
+            async with free:
+                return await self._answerers.answer(self._plan, record, arm, self._runs)
+
         started = time.perf_counter()
-        answers = await asyncio.gather(
-            *(self._answerers.answer(self._plan, record, arm, self._runs) for record in block.records)
-        )
+        answers = await asyncio.gather(*(answer(record) for record in block.records))
         seconds = time.perf_counter() - started
         return Timed(answers[0].total_s if len(answers) == 1 else seconds, answers)
 
