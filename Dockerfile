@@ -24,11 +24,8 @@ COPY specproxy specproxy
 RUN if [ "$TORCH" = cuda ]; then pip install -c constraints.txt '.[gpu]'; else pip install -c constraints.txt .; fi
 
 FROM python:${PYTHON}-slim
-ARG TORCH=cpu
-# Triton compiles a small launcher for each kernel when it first runs.
-RUN if [ "$TORCH" = cuda ]; then \
-        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
-    fi
+# On GPUs Triton compiles a small launcher for each kernel when it first runs, on CPUs the draft model's step is compiled.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 specproxy \
     && install -d -o specproxy -g specproxy /var/lib/specproxy /var/cache/huggingface
 COPY --from=build /opt/specproxy /opt/specproxy

@@ -27,6 +27,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,33 @@ from specproxy.kernels import paged
 from specproxy.kernels.paged import KVBuffers
 
 QUERY_ROWS = 4
+
+
+class Attention(Protocol):
+    """What a model asks for: where the rows' keys and values go, and attention over what is there.
+
+    ``slots`` [T]: where the step's rows are stored.
+    """
+
+    slots: Tensor
+
+    def attend(
+        self,
+        kv: KVBuffers,
+        layer: int,
+        q: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of all rows: q [T, Hq, Dk] -> [T, Hq * Dv].
+
+        ``window``: a row sees that many keys, itself included. ``softcap``: scores become cap * tanh(score / cap).
+        ``sinks`` [Hq]: one extra score per head that takes probability and gives nothing.
+        """
+        ...
 
 
 @dataclass
@@ -119,6 +147,22 @@ class AttentionPlan:
     batches: list[Batch]
     slots: Tensor
     back: Tensor | None
+
+    def attend(
+        self,
+        kv: KVBuffers,
+        layer: int,
+        q: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """See Attention.attend; rows of no span come out as some other row."""
+        parts = [_attend_batch(batch, kv, layer, q, scale, window, softcap, sinks) for batch in self.batches]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out if self.back is None else out.index_select(0, self.back)
 
 
 def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True) -> AttentionPlan:
@@ -232,27 +276,6 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >> 63 else word
 
 
-def attend(
-    plan: AttentionPlan,
-    kv: KVBuffers,
-    layer: int,
-    q: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Attention of all rows: q [T, Hq, Dk] -> [T, Hq * Dv]; rows of no span come out as some other row.
-
-    ``window``: a row sees that many keys, itself included. ``softcap``: scores become cap * tanh(score / cap).
-    ``sinks`` [Hq]: one extra score per head that takes probability and gives nothing.
-    """
-    parts = [_attend_batch(batch, kv, layer, q, scale, window, softcap, sinks) for batch in plan.batches]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out if plan.back is None else out.index_select(0, plan.back)
-
-
 def _attend_batch(
     batch: Batch,
     kv: KVBuffers,
@@ -284,6 +307,47 @@ def _attend_batch(
         out = out[:, :, :rows]
     out = out.reshape(lanes, shape.heads, tokens, group, shape.v_dim).transpose(1, 2)
     return out.reshape(lanes * tokens, heads * shape.v_dim)
+
+
+@dataclass
+class RowAttention:
+    """Attention with every row as a lane of its own: no plan, only tensors, so that a compiler can trace it.
+
+    Nothing is shared between rows of one sequence, so it is for few rows; nothing is promised about bits.
+    ``slots`` [T]. ``positions`` [T]: a row sees the keys up to its own. ``pages`` [T, P]: each row's pages.
+    """
+
+    slots: Tensor
+    positions: Tensor
+    pages: Tensor
+
+    def attend(
+        self,
+        kv: KVBuffers,
+        layer: int,
+        q: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """See Attention.attend."""
+        shape, rows = kv.shapes[layer], q.shape[0]
+        group = q.shape[1] // shape.heads
+        index = torch.arange(self.pages.shape[1] * kv.page_size, device=q.device)
+        hidden = index > self.positions[:, None]
+        if window is not None:
+            hidden = hidden | (index <= self.positions[:, None] - window)
+        mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
+        mask = mask[:, None, None].expand(-1, 1, group, -1)
+        keys, values = kv.gather(layer, self.pages)
+        folded = q.reshape(rows, shape.heads, group, shape.k_dim)
+        if softcap is None and sinks is None:
+            out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        else:
+            out = _explicit(folded, keys, values, mask, scale, softcap, sinks, group)
+        return out.reshape(rows, -1)
 
 
 def _explicit(

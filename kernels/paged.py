@@ -1,6 +1,7 @@
-"""Keys and values in pages: one tensor a layer, a slot a token.
+"""Keys and values in pages: one tensor a layer, a plane a head, a slot a token.
 
-Shapes: T rows, B sequences side by side (lanes), Hk key heads, Dk and Dv head widths, L keys after padding.
+Shapes: T rows, B sequences side by side (lanes), Hk key heads, Dk and Dv head widths, D the larger of the two, L keys
+after padding.
 """
 
 from __future__ import annotations
@@ -28,13 +29,21 @@ class LayerShape:
     v_dim: int
 
     @property
+    def depth(self) -> int:
+        """Width of a plane: keys and values have planes of one width."""
+        return max(self.k_dim, self.v_dim)
+
+    @property
     def width(self) -> int:
-        """Numbers stored per token: all keys, then all values."""
-        return self.heads * (self.k_dim + self.v_dim)
+        """Numbers held per token."""
+        return 2 * self.heads * self.depth
 
 
 class KVBuffers:
-    """Paged keys and values of one model: per layer one tensor [slots, width], keys first.
+    """Paged keys and values of one model: per layer one tensor [2 * Hk, slots, D], a plane for each key head, then one
+    for each value head. A head's keys thus stand one behind the other in memory, as they are read: with all heads of a
+    token side by side, attention of eight sequences took 1.4 to 1.9 times as long behind a product that had emptied
+    the cache (2 key heads of 64, 384 keys, bf16, AMD EPYC Zen 4).
 
     Slot = page * page_size + offset. Page 0 is never written and stays zero (padding reads it), page 1 takes the
     writes of padding rows. ``KEY_BLOCK`` spare slots at the end let the last page be read with its padding.
@@ -43,19 +52,34 @@ class KVBuffers:
     RESERVED_PAGES = 2
     TRASH_SLOT_PAGE = 1
 
-    def __init__(
-        self, shapes: Sequence[LayerShape], num_pages: int, page_size: int, dtype: torch.dtype, device: str
-    ) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], layers: Sequence[Tensor], num_pages: int, page_size: int) -> None:
+        """Over tensors that exist; ``allocate`` makes them."""
         if KEY_BLOCK % page_size:
             raise ValueError(f"page_size {page_size} must divide {KEY_BLOCK}")
         self.shapes = list(shapes)
+        self.layers = list(layers)
         self.page_size = page_size
         self.num_pages = num_pages
-        self.num_slots = num_pages * page_size + KEY_BLOCK
-        self.dtype = dtype
-        # Zeroed by writing, so that the memory is there from the start and not when a page is first used.
-        self.layers = [torch.empty(self.num_slots, s.width, dtype=dtype, device=device).zero_() for s in shapes]
         self._views: dict[tuple[int, int, int, int, int], tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def allocate(
+        cls, shapes: Sequence[LayerShape], num_pages: int, page_size: int, dtype: torch.dtype, device: str
+    ) -> KVBuffers:
+        """New buffers, zeroed by writing, so that the memory is there from the start and not when a page is used."""
+        slots = num_pages * page_size + KEY_BLOCK
+        layers = [torch.empty(2 * s.heads, slots, s.depth, dtype=dtype, device=device).zero_() for s in shapes]
+        return cls(shapes, layers, num_pages, page_size)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of a plane, the spare ones included."""
+        return self.layers[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers held."""
+        return self.layers[0].dtype
 
     @property
     def trash_slot(self) -> int:
@@ -63,8 +87,22 @@ class KVBuffers:
         return self.TRASH_SLOT_PAGE * self.page_size
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
-        """Store rows [T, width] (keys, then values) at ``slots`` [T]; what is not finite becomes finite."""
-        self.layers[layer].index_copy_(0, slots, torch.nan_to_num(rows))
+        """Store rows [T, Hk * Dk + Hk * Dv] (keys, then values) at ``slots`` [T]; what is not finite becomes finite."""
+        shape = self.shapes[layer]
+        if shape.k_dim == shape.v_dim:
+            planes = torch.nan_to_num(rows).view(rows.shape[0], 2 * shape.heads, shape.depth)
+        else:
+            planes = self._pad(torch.nan_to_num(rows), shape)
+        self.layers[layer].index_copy_(1, slots, planes.transpose(0, 1))
+
+    @staticmethod
+    def _pad(rows: Tensor, shape: LayerShape) -> Tensor:
+        """Rows as planes [T, 2 * Hk, D] where keys and values differ in width."""
+        keys, values = rows.split([shape.heads * shape.k_dim, shape.heads * shape.v_dim], 1)
+        planes = rows.new_zeros(rows.shape[0], 2 * shape.heads, shape.depth)
+        planes[:, : shape.heads, : shape.k_dim] = keys.view(-1, shape.heads, shape.k_dim)
+        planes[:, shape.heads :, : shape.v_dim] = values.view(-1, shape.heads, shape.v_dim)
+        return planes
 
     def read(
         self, layer: int, first_slot: int, lanes: int, stride: int, keys: int, pages: Tensor | None
@@ -75,8 +113,9 @@ class KVBuffers:
         ``first_slot``. With ``pages`` [B * L / page_size] they are gathered.
         """
         if pages is not None:
-            by_page = self.layers[layer][: self.num_pages * self.page_size].view(self.num_pages, -1)
-            return self._split(layer, by_page.index_select(0, pages).view(-1), 0, lanes, keys, keys)
+            buffer = self.layers[layer]
+            by_page = buffer[:, : self.num_pages * self.page_size].unflatten(1, (self.num_pages, self.page_size))
+            return self._split(layer, by_page.index_select(1, pages).flatten(1, 2), 0, lanes, keys, keys)
         key = (layer, first_slot, lanes, stride, keys)
         found = self._views.get(key)
         if found is None:
@@ -85,31 +124,37 @@ class KVBuffers:
             found = self._views[key] = self._split(layer, self.layers[layer], first_slot, lanes, stride, keys)
         return found
 
+    def gather(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, Hk, L, Dk] and values [B, Hk, L, Dv] in ``pages`` [B, P], copied; L = P * page_size."""
+        shape, buffer = self.shapes[layer], self.layers[layer]
+        lanes, keys = pages.shape[0], pages.shape[1] * self.page_size
+        slots = pages[:, :, None] * self.page_size + torch.arange(self.page_size, device=pages.device)
+        planes = buffer.index_select(1, slots.reshape(-1)).view(2 * shape.heads, lanes, keys, shape.depth)
+        planes = planes.transpose(0, 1)
+        return planes[:, : shape.heads, :, : shape.k_dim], planes[:, shape.heads :, :, : shape.v_dim]
+
     def _split(
         self, layer: int, buffer: Tensor, first_slot: int, lanes: int, stride: int, keys: int
     ) -> tuple[Tensor, Tensor]:
         shape = self.shapes[layer]
-        start, lane = first_slot * shape.width, stride * shape.width
+        plane, depth = buffer.stride(0), shape.depth
+        strides, start = (stride * depth, plane, depth, 1), first_slot * depth
         return (
-            buffer.as_strided((lanes, shape.heads, keys, shape.k_dim), (lane, shape.k_dim, shape.width, 1), start),
-            buffer.as_strided(
-                (lanes, shape.heads, keys, shape.v_dim),
-                (lane, shape.v_dim, shape.width, 1),
-                start + shape.heads * shape.k_dim,
-            ),
+            buffer.as_strided((lanes, shape.heads, keys, shape.k_dim), strides, start),
+            buffer.as_strided((lanes, shape.heads, keys, shape.v_dim), strides, start + shape.heads * plane),
         )
 
     def zero_page(self, page: int) -> None:
         """Clear one page in every layer."""
         start = page * self.page_size
         for buffer in self.layers:
-            buffer[start : start + self.page_size].zero_()
+            buffer[:, start : start + self.page_size].zero_()
 
     def copy_slots(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy rows between slots in every layer (an accepted tree path moves down)."""
         src, dst = torch.tensor(source), torch.tensor(target)
         for buffer in self.layers:
-            buffer.index_copy_(0, dst.to(buffer.device), buffer.index_select(0, src.to(buffer.device)))
+            buffer.index_copy_(1, dst.to(buffer.device), buffer.index_select(1, src.to(buffer.device)))
 
     def bytes(self) -> int:
         """Memory held, in bytes."""

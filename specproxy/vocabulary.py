@@ -165,6 +165,7 @@ class Numerics(Struct, frozen=True):
     widths: list[int]
     prefill_width: int
     threads: int
+    narrow_threads: int
     path: str
     detail: str = ""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from msgspec import Struct
@@ -24,6 +25,7 @@ from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import Span, plan_attention
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel
+from specproxy.models.compiled import CompiledStep, compiled_step
 from specproxy.models.loading import load_model, tokenizer_hash
 from specproxy.sampling.sampler import Row, propose_rows
 
@@ -35,11 +37,13 @@ DEFAULT_MAX_K = 12
 
 
 class DraftModelOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """``path``: a model folder, a Hugging Face id, or "house". ``max_k``: longest chain drafted."""
+    """``path``: a model folder, a Hugging Face id, or "house". ``max_k``: longest chain drafted. ``compile``: "auto"
+    compiles the steps of a small model on CPU where there is a C++ compiler, "off" never does."""
 
     path: str
     max_k: int = DEFAULT_MAX_K
-    dtype: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    compile: Literal["auto", "off"] = "auto"
 
 
 def few_widths(rows: int) -> int:
@@ -63,14 +67,18 @@ class _Progress:
 
 
 class DraftModel:
-    """Drafts chains with a causal language model."""
+    """Drafts chains with a causal language model; ``kv``: its own, in the pool's pages. Small steps go through
+    ``compiled`` where there is one."""
 
-    def __init__(self, name: str, model: StepModel, host: Host, max_k: int) -> None:
+    def __init__(
+        self, name: str, model: StepModel, kv: KVBuffers, compiled: CompiledStep | None, host: Host, max_k: int
+    ) -> None:
         self.name = name
         self.needs = Needs(place="device", own_kv=True, window=model.spec.max_len, max_k=max_k, prior=(0.7,))
         self.fingerprint = model.spec.fingerprint
         self._model = model
-        self._kv = KVBuffers(model.spec.layers, host.num_pages, host.page_size, model.spec.dtype, model.spec.device)
+        self._kv = kv
+        self._compiled = compiled
         self._filled = bytearray(host.num_pages)
         self._calibration = Calibration()
         host.on_allocate(self._forget_page)
@@ -160,6 +168,7 @@ class DraftModel:
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
+        tables: list[Sequence[int]] = []
         spans, last, size = [], [], self._kv.page_size
         for row, tokens in work:
             progress = _progress(row)
@@ -168,8 +177,12 @@ class DraftModel:
             ids += tokens
             positions += range(start, end)
             slots += [row.pages[p // size] * size + p % size for p in range(start, end)]
+            tables += [row.pages] * len(tokens)
             last.append(len(ids) - 1)
             progress.tokens += tokens
+        if self._compiled is not None and len(ids) <= self._compiled.max_rows:
+            logits = self._compiled(ids, positions, slots, tables)
+            return logits if len(last) == len(ids) else logits[last]
         missing = few_widths(len(ids)) - len(ids)
         ids += [0] * missing
         positions += [0] * missing
@@ -204,9 +217,14 @@ def load(name: str, options: Options, host: Host) -> DraftModel:
     """The loader of type ``draft_model``. Raises ModelLoadError where tokenizers differ."""
     chosen = read_options(DraftModelOptions, name, "draft_model", options)
     model, folder = load_model(chosen.path, "draft", dtype=chosen.dtype, device=host.device)
+    spec = model.spec
     if tokenizer_hash(folder) != host.tokenizer:
         raise ModelLoadError(
             f"drafters.{name}: {chosen.path} has another tokenizer than the target; a draft model must share the "
             "target's vocabulary, id by id"
         )
-    return DraftModel(name, model, host, chosen.max_k)
+    kv = KVBuffers.allocate(spec.layers, host.num_pages, host.page_size, spec.dtype, spec.device)
+    compiled = None
+    if chosen.compile == "auto":
+        compiled = compiled_step(chosen.path, chosen.dtype, model, kv, host.progress)
+    return DraftModel(name, model, kv, compiled, host, chosen.max_k)

@@ -56,6 +56,10 @@ class Host(Protocol):
         """Tokens per page."""
         ...
 
+    def progress(self, what: str) -> None:
+        """Tell whoever waits for the engine what is being done."""
+        ...
+
     def on_allocate(self, listener: Callable[[int], None]) -> None:
         """Call ``listener`` with every page that changes hands, before its new owner writes to it."""
         ...

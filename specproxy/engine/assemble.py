@@ -21,6 +21,7 @@ from specproxy.engine.numerics import describe, proven_rules
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
+from specproxy.engine.threads import Threads
 from specproxy.engine.warmup import measure_chains, measure_steps
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.paged import KVBuffers
@@ -41,7 +42,12 @@ class DrafterHost:
     tokenizer: str
     num_pages: int
     page_size: int
+    tell: Callable[[str], None]
     listeners: list[Callable[[int], None]] = field(default_factory=list)
+
+    def progress(self, what: str) -> None:
+        """Tell whoever waits what is being done."""
+        self.tell(what)
 
     def on_allocate(self, listener: Callable[[int], None]) -> None:
         """Call ``listener`` with every page that changes hands."""
@@ -65,8 +71,9 @@ class Assembled:
 
     def load_drafter(self, name: str, config: DrafterConfig) -> None:
         """Load one drafter and offer it from the next step on. Raises StartError."""
-        drafter = load_drafter(name, config, self.host)
         engine = self.engine
+        engine.runner.threads.enter(1)
+        drafter = load_drafter(name, config, self.host)
         chains = measure_chains(engine.runner, engine.scheduler.pool, self.host.vocab_size, drafter)
         engine.drafting.add(drafter, chains)
         self.configs[name] = config
@@ -96,8 +103,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
     """Load everything; ``progress`` is told what happens. Raises StartError with one message for the user."""
     wanted = config.model
     torch.set_grad_enabled(False)
-    if wanted.threads != "auto":
-        torch.set_num_threads(wanted.threads)
+    threads = Threads.choose(wanted.threads)
     if wanted.tensor_parallel != 1:
         raise ModelLoadError("model.tensor_parallel: only 1 is available; expected 1")
     progress(f"loading {wanted.path}")
@@ -110,7 +116,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         trust_remote_code=wanted.trust_remote_code,
     )
     progress("numerics self-test")
-    rules = proven_rules(model, PAGE_SIZE, wanted.exactness)
+    rules = proven_rules(model, PAGE_SIZE, threads, wanted.exactness)
     num_pages = count_pages(wanted, model.spec, PAGE_SIZE)
     host = DrafterHost(
         vocab_size=min(tokenizer_size(folder), model.spec.vocab_size),
@@ -119,14 +125,15 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         tokenizer=tokenizer_hash(folder),
         num_pages=num_pages,
         page_size=PAGE_SIZE,
+        tell=progress,
     )
     try:
-        kv = KVBuffers(model.spec.layers, num_pages, PAGE_SIZE, model.spec.dtype, model.spec.device)
+        kv = KVBuffers.allocate(model.spec.layers, num_pages, PAGE_SIZE, model.spec.dtype, model.spec.device)
     except (RuntimeError, MemoryError) as error:
         raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
     host.on_allocate(kv.zero_page)
     pool = PagePool(num_pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
-    runner = Runner(model, kv, rules)
+    runner = Runner(model, kv, rules, threads)
     progress("measuring step times")
     controller = Controller(CostTable(measure_steps(runner, pool, host.vocab_size)), time.monotonic)
     drafting = Drafting(controller, time.monotonic, trees=False, max_rows=wanted.max_sequences)
@@ -139,7 +146,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         vocab_size=host.vocab_size,
         eos_token_ids=list(model.spec.eos_token_ids),
     )
-    assembled = Assembled(engine, host, info, describe(model, rules), {})
+    assembled = Assembled(engine, host, info, describe(model, rules, threads), {})
     for name, drafter_config in config.drafters.items():
         progress(f"loading drafter {name}")
         assembled.load_drafter(name, drafter_config)

@@ -147,6 +147,7 @@ class Engine:
         if not sequences:
             return []
         began = self._clock()
+        self.runner.threads.enter(1)
         drafts = self.drafting.propose(sequences, self._budget)
         drafted = self._clock()
         deltas = []

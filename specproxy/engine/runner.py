@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specproxy.engine.step import Step
+from specproxy.engine.threads import Threads
 from specproxy.kernels.attention import plan_attention
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel
@@ -55,10 +56,11 @@ NUMERIC = Rules("numeric", (), 64, 128, trim=16)
 class Runner:
     """The target with its KV buffers and the rules in force."""
 
-    def __init__(self, model: StepModel, kv: KVBuffers, rules: Rules) -> None:
+    def __init__(self, model: StepModel, kv: KVBuffers, rules: Rules, threads: Threads) -> None:
         self.model = model
         self.kv = kv
         self.rules = rules
+        self.threads = threads
 
     def run(self, step: Step, hidden: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Execute ``step``; logits [N, V] of its sampled rows in the model's dtype, and tapped hidden states.
@@ -67,6 +69,7 @@ class Runner:
         """
         rows, sampled, device = len(step.ids), len(step.sample), self.model.spec.device
         width = self.rules.width(rows) if step.kind == "decode" else rows
+        self.threads.enter(width)
         pad = [0] * (width - rows)
         slots = torch.tensor(step.slots + [self.kv.trash_slot] * len(pad), dtype=torch.long, device=device)
         plan = plan_attention(step.spans, slots, self.kv, exact=self.rules.exact)

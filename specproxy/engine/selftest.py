@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specproxy.engine.runner import Rules, Runner
 from specproxy.engine.step import Step, prefill_step
+from specproxy.engine.threads import Threads
 from specproxy.kernels.paged import KEY_BLOCK, KVBuffers
 from specproxy.models.base import StepModel
 from specproxy.sampling.sampler import Row, Sampler, sample_rows
@@ -46,8 +47,9 @@ PREFILL_ROWS = 128
 class SelfTest:
     """Bitwise comparisons on one loaded model. Uses buffers of its own, so that no page of the pool is touched."""
 
-    def __init__(self, model: StepModel, page_size: int, prefill_rows: int = PREFILL_ROWS) -> None:
+    def __init__(self, model: StepModel, page_size: int, threads: Threads, prefill_rows: int = PREFILL_ROWS) -> None:
         self._model = model
+        self._threads = threads
         self._page = page_size
         self._prefill_rows = prefill_rows
         last = model.spec.max_len - WIDEST - 1
@@ -58,7 +60,7 @@ class SelfTest:
             list(range(KVBuffers.RESERVED_PAGES + i * pages, KVBuffers.RESERVED_PAGES + (i + 1) * pages))
             for i in range(2)
         ]
-        self._kv = KVBuffers(
+        self._kv = KVBuffers.allocate(
             model.spec.layers,
             KVBuffers.RESERVED_PAGES + 2 * pages,
             page_size,
@@ -95,7 +97,7 @@ class SelfTest:
         return Rules("numeric", (), WIDEST, self._prefill_rows, detail=why)
 
     def _runner(self, widths: tuple[int, ...]) -> Runner:
-        return Runner(self._model, self._kv, Rules("bitwise", widths, WIDEST, self._prefill_rows))
+        return Runner(self._model, self._kv, Rules("bitwise", widths, WIDEST, self._prefill_rows), self._threads)
 
     def _prefill(self, which: int, count: int) -> None:
         for base in range(0, count, self._prefill_rows):
@@ -152,7 +154,9 @@ class SelfTest:
             rows = max(1, min(MAX_PROBES, ELEMENTS // results) // WIDEST) * WIDEST
             x = torch.randn(rows, width_in, generator=generator).to(self._model.spec.dtype)
             x = x.to(self._model.spec.device)
+            self._threads.enter(WIDEST)
             widest = torch.cat([product(part) for part in x.split(WIDEST)])
+            self._threads.enter(width)
             narrow = torch.cat([product(part) for part in x[: rows // width * width].split(width)])
             if not torch.equal(narrow, widest[: len(narrow)]):
                 return False
@@ -176,7 +180,7 @@ class SelfTest:
         """Whether trimmed chunks of every width write what whole chunks do, and sample alike behind them."""
         rows, slots = self._prefill_rows, self._tables[0][0] * self._page + torch.arange(at)
         self._prefill(0, at)
-        whole = [layer[slots].clone() for layer in self._kv.layers]
+        whole = [layer[:, slots].clone() for layer in self._kv.layers]
         for width in range(TRIM, rows, TRIM):
             for base in range(0, at - rows + 1, rows):
                 middle = base + width
@@ -185,7 +189,9 @@ class SelfTest:
                     return False
                 self._prefill_chunk(0, base, middle, base + rows, TRIM)
             done = at // rows * rows
-            if not all(torch.equal(a[:done], b[slots[:done]]) for a, b in zip(whole, self._kv.layers, strict=True)):
+            if not all(
+                torch.equal(a[:, :done], b[:, slots[:done]]) for a, b in zip(whole, self._kv.layers, strict=True)
+            ):
                 return False
         return True
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specproxy.kernels.attention import AttentionPlan
+from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
 
 
@@ -45,7 +45,7 @@ class StepModel(Protocol):
         self,
         ids: Tensor,
         positions: Tensor,
-        plan: AttentionPlan,
+        plan: Attention,
         kv: KVBuffers,
         rows: Tensor | None,
         hidden: Sequence[int] = (),

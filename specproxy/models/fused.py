@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specproxy.kernels.attention import AttentionPlan, attend
+from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import ModelSpec
 from specproxy.models.linear import Linear, make_linear
@@ -68,17 +68,24 @@ class _Layer:
 
 
 class FusedModel:
-    """StepModel over the weights of a stock Llama-family module."""
+    """StepModel over the weights of a stock Llama-family module. ``linear``, ``norm``: makers of products and norms."""
 
-    def __init__(self, stock: Any, spec: ModelSpec) -> None:
+    def __init__(
+        self,
+        stock: Any,
+        spec: ModelSpec,
+        linear: Callable[[Tensor, Tensor | None], Linear] = make_linear,
+        norm: Callable[[Tensor, float], Norm] = make_rms_norm,
+    ) -> None:
         config, base = stock.config, stock.model
         self.spec = spec
         self.stock = stock
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._eps = config.rms_norm_eps
+        self._make_linear, self._make_norm = linear, norm
         self._scale = spec.layers[0].k_dim ** -0.5
         self._embedding = base.embed_tokens.weight
-        self._norm = make_rms_norm(base.norm.weight, self._eps)
+        self._norm = norm(base.norm.weight, self._eps)
         self._products: dict[tuple[int, ...], tuple[Linear, int]] = {}
         self._layers = [self._fuse(layer, FAMILIES[config.model_type], config) for layer in base.layers]
         self._head = self._product(stock.lm_head.weight, stock.lm_head.bias)
@@ -90,8 +97,8 @@ class FusedModel:
         if family.window != "none":
             window = (config if family.window == "model" else attention).sliding_window
         return _Layer(
-            input_norm=make_rms_norm(layer.input_layernorm.weight, self._eps),
-            post_norm=make_rms_norm(layer.post_attention_layernorm.weight, self._eps),
+            input_norm=self._make_norm(layer.input_layernorm.weight, self._eps),
+            post_norm=self._make_norm(layer.post_attention_layernorm.weight, self._eps),
             qkv=self._product(*_merge([attention.q_proj, attention.k_proj, attention.v_proj])),
             o=self._product(attention.o_proj.weight, attention.o_proj.bias),
             gate_up=self._product(*_merge([mlp.gate_proj, mlp.up_proj])),
@@ -103,9 +110,13 @@ class FusedModel:
 
     def _product(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """The product over ``weight``, noted as one of its shape."""
-        linear = make_linear(weight, bias)
+        linear = self._make_linear(weight, bias)
         self._products[tuple(weight.shape)] = (linear, weight.shape[1])
         return linear
+
+    def bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.stock.parameters())
 
     def products(self) -> list[tuple[Callable[[Tensor], Tensor], int]]:
         """See StepModel.products."""
@@ -123,7 +134,7 @@ class FusedModel:
         self,
         ids: Tensor,
         positions: Tensor,
-        plan: AttentionPlan,
+        plan: Attention,
         kv: KVBuffers,
         rows: Tensor | None,
         hidden: Sequence[int] = (),
@@ -145,7 +156,7 @@ class FusedModel:
         return logits, [taps[i] for i in hidden]
 
     def _attention(
-        self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, kv: KVBuffers
+        self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, plan: Attention, kv: KVBuffers
     ) -> Tensor:
         count, width = x.shape[0], self.spec.layers[index].k_dim
         rotated = self._heads + self._kv_heads
@@ -157,7 +168,7 @@ class FusedModel:
         swapped = heads.view(count, rotated, 2, width // 2).flip(2).view(count, rotated, width)
         torch.add(heads * cos, swapped.mul_(sin), out=heads)
         kv.write(index, plan.slots, qkv[:, self._heads * width :])
-        return attend(plan, kv, index, heads[:, : self._heads], scale=self._scale, window=layer.window)
+        return plan.attend(kv, index, heads[:, : self._heads], scale=self._scale, window=layer.window)
 
 
 def _merge(modules: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

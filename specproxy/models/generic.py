@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specproxy.errors import ModelLoadError
-from specproxy.kernels.attention import AttentionPlan, attend
+from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.models.base import ModelSpec
 
@@ -28,7 +28,7 @@ _instance_numbers = itertools.count()
 class _StepContext:
     """What the attention closure needs of the step that runs now. ``shapes`` is filled while recording."""
 
-    plan: AttentionPlan | None = None
+    plan: Attention | None = None
     kv: KVBuffers | None = None
     shapes: dict[int, LayerShape] = field(default_factory=dict)
 
@@ -84,7 +84,7 @@ class GenericModel:
         self,
         ids: Tensor,
         positions: Tensor,
-        plan: AttentionPlan,
+        plan: Attention,
         kv: KVBuffers,
         rows: Tensor | None,
         hidden: Sequence[int] = (),
@@ -123,8 +123,7 @@ class GenericModel:
             return value.new_zeros(1, count, heads, v_dim), None
         rows = torch.cat([key[0].transpose(0, 1).reshape(count, -1), value[0].transpose(0, 1).reshape(count, -1)], 1)
         context.kv.write(layer, context.plan.slots, rows)
-        out = attend(
-            context.plan,
+        out = context.plan.attend(
             context.kv,
             layer,
             query[0].transpose(0, 1).contiguous(),

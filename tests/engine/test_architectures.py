@@ -68,7 +68,7 @@ def test_paged_attention_computes_the_stock_model(
     model, _ = load_model(str(random_model(kind)), dtype="float32", path_kind=path_kind)
     with torch.no_grad():
         ids = torch.randint(0, 8192, (200,), generator=torch.Generator().manual_seed(3))
-        kv = KVBuffers(model.spec.layers, 12, 64, torch.float32, "cpu")
+        kv = KVBuffers.allocate(model.spec.layers, 12, 64, torch.float32, "cpu")
         table = [4, 9, 2, 7]
         slots = torch.tensor([table[p // 64] * 64 + p % 64 for p in range(200)])
         plan = plan_attention([Span(0, 200, 0, table)], slots, kv)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from specproxy.engine.threads import Threads
 from specproxy.kernels import attention, paged
 from specproxy.sampling.noise import Noise
 from tests.support.driver import Driver
@@ -84,4 +85,4 @@ def test_the_self_test_refuses_keys_padded_to_64(
 
     model = assemble_engine(dtype="float32").engine.runner.model
     pad_to_the_end_of_the_span(monkeypatch)
-    assert SelfTest(model, 64).run().exactness == "numeric"
+    assert SelfTest(model, 64, Threads(1, 1)).run().exactness == "numeric"

@@ -97,7 +97,7 @@ def test_the_catalogue_of_a_configuration_is_sharpened_by_the_engine() -> None:
     assert first.drafter_names == ("prediction", "ngram", "d")
     assert (first.max_model_len, first.exactness, first.drafters[2].max_k) == (512, None, None)
     loaded = [DrafterInfo("d", "draft_model", 8, 1024, "f"), DrafterInfo("ngram", "ngram", 16, None, "g")]
-    numerics = Numerics("f", "cpu", "bfloat16", "2", "bitwise", [1, 8], 64, 2, "fused")
+    numerics = Numerics("f", "cpu", "bfloat16", "2", "bitwise", [1, 8], 64, 2, 2, "fused")
     second = first.with_engine(loaded, numerics, ModelInfo("m", "f", 256, 100, [0]))
     assert second.drafter_names == ("ngram", "d")
     assert (second.max_model_len, second.exactness) == (256, "bitwise")

@@ -12,7 +12,7 @@ from specproxy.vocabulary import Decision, DraftCounts, DrafterInfo, ModelInfo, 
 from specproxy.wire.frames import Hello
 
 LOADED = [DrafterInfo("ngram", "ngram", 16, None, "f"), DrafterInfo("draft", "draft_model", 8, 2048, "f")]
-NUMERICS = Numerics("n", "cpu", "float32", "2", "bitwise", [1, 8], 128, 2, "fused")
+NUMERICS = Numerics("n", "cpu", "float32", "2", "bitwise", [1, 8], 128, 2, 2, "fused")
 HELLO = Hello(1, ModelInfo("house", "m", 2048, 8192, [2]), NUMERICS, LOADED, 64, 16, 32, 1.0)
 DECISION = Decision("chat", "a" * 64, "any request", drafters=("ngram", "draft"), k_max=6)
 
