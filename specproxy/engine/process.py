@@ -1,17 +1,16 @@
 """The engine process: a socket to the server on one side, the loop on the other.
 
-A reader thread turns bytes into frames; everything else happens on the main thread, between steps. When the server
-goes away, so does the engine.
+One thread: frames are read between steps, and none interrupts one. When the server goes away, so does the engine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-import queue
+import select
 import socket
 import sys
-import threading
 import time
 
 from specproxy.config.schema import DrafterConfig, EngineConfig
@@ -26,31 +25,34 @@ SEND_BUFFER = 4 * 2**20
 
 
 class Link:
-    """Frames in and out of the Unix socket. ``inbox`` ends with ``None`` when the server is gone."""
+    """Frames in and out of the Unix socket, on the engine's one thread: what arrives waits in the kernel."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._socket.connect(path)
-        self.inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="link", daemon=True).start()
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._reader: frames.FrameReader[ToEngine] = frames.FrameReader(ToEngine)
 
     def send(self, frame: frames.ToServer) -> None:
-        """Send one frame; a server that is gone is noticed by the reader."""
-        try:
+        """Send one frame; that the server is gone is noticed by ``receive``."""
+        with contextlib.suppress(OSError):
             self._socket.sendall(frames.encode(frame))
-        except OSError:
-            self.inbox.put(None)
 
-    def _read(self) -> None:
-        reader: frames.FrameReader[ToEngine] = frames.FrameReader(ToEngine)
-        try:
-            while data := self._socket.recv(2**20):
-                for frame in reader.feed(data):
-                    self.inbox.put(frame)
-        except (OSError, SpecproxyError) as error:
-            print(f"engine: connection to the server lost: {error}", file=sys.stderr, flush=True)
-        self.inbox.put(None)
+    def receive(self, wait_s: float) -> list[ToEngine] | None:
+        """Every frame that is there, after waiting up to ``wait_s`` seconds for one; ``None``: the server is gone."""
+        found: list[ToEngine] = []
+        while self._poll.poll(0 if found else wait_s * 1000):
+            try:
+                data = self._socket.recv(2**20)
+                found += self._reader.feed(data)
+            except (OSError, SpecproxyError) as error:
+                print(f"engine: connection to the server lost: {error}", file=sys.stderr, flush=True)
+                return None
+            if not data:
+                return None
+        return found
 
 
 class Process:
@@ -64,7 +66,9 @@ class Process:
 
     def run(self) -> None:
         """Work until the server is gone."""
-        while self._receive():
+        while (arrived := self._link.receive(IDLE_WAIT_S if self._engine.idle else 0.0)) is not None:
+            for frame in arrived:
+                self._handle(frame)
             deltas = self._engine.step()
             if deltas:
                 self._link.send(frames.Tokens(deltas))
@@ -72,20 +76,6 @@ class Process:
             if now >= self._next_stats:
                 self._next_stats = now + STATS_EVERY_S
                 self._link.send(self._stats())
-
-    def _receive(self) -> bool:
-        """Handle every frame that is there, waiting for one when there is nothing to do; false at the end."""
-        while True:
-            try:
-                if self._engine.idle:
-                    frame = self._link.inbox.get(timeout=IDLE_WAIT_S)
-                else:
-                    frame = self._link.inbox.get_nowait()
-            except queue.Empty:
-                return True
-            if frame is None:
-                return False
-            self._handle(frame)
 
     def _handle(self, frame: ToEngine) -> None:
         match frame:
