@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from typing import Protocol
 
 from specproxy.vocabulary import Delta, Submission
+
+Deliver = Callable[[Delta], None]
+"""Takes the next delta of a sequence; called from the event loop, must not wait."""
 
 
 class Backend(Protocol):
@@ -18,16 +21,20 @@ class Backend(Protocol):
         """Whether a submission would be worked on now."""
         ...
 
-    def generate(self, submission: Submission) -> AsyncGenerator[Delta, None]:
-        """Deltas of one sequence, the last with a finish reason. Closing the generator aborts the sequence.
+    def start(self, submission: Submission, deliver: Deliver) -> None:
+        """Generate one sequence; its deltas go to ``deliver``, the last with a finish reason.
 
         Raises EngineUnavailable when nothing can be served; errors of the sequence arrive as a Delta.
         """
         ...
 
     def finish(self, sequence_id: str) -> None:
-        """End a sequence early because its answer is complete (a stop string): its iterator yields one last Delta,
-        without tokens, with the counts so far where the backend has them. Unknown ids are ignored."""
+        """End a sequence early because its answer is complete (a stop string): one last Delta follows, without tokens,
+        with the counts so far where the backend has them. Unknown ids are ignored."""
+        ...
+
+    def cancel(self, sequence_id: str) -> None:
+        """Abort a sequence that nobody waits for any more; nothing of it follows. Unknown ids are ignored."""
         ...
 
     async def close(self) -> None:

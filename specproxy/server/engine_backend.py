@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 import structlog
 
-from specproxy.errors import EngineFailed, EngineUnavailable, ModelLoadError
+from specproxy.backend import Deliver
+from specproxy.errors import EngineFailed, EngineUnavailable, ModelLoadError, RequestError
 from specproxy.server.flight import Flight, is_last
 from specproxy.server.link import EngineLink
 from specproxy.vocabulary import Delta, Submission
@@ -96,35 +96,26 @@ class EngineBackend:
         """Returns when the link of the current engine process is lost."""
         await self._lost.wait()
 
-    async def generate(self, submission: Submission) -> AsyncGenerator[Delta, None]:
-        """Deltas of one sequence; see ``Backend``. Survives engine deaths."""
+    def start(self, submission: Submission, deliver: Deliver) -> None:
+        """Generate one sequence; see ``Backend``. It survives engine deaths."""
         if self.hello is None or self.state in ("failed", "closed"):
             raise EngineUnavailable(self.problem or "the engine is still loading", retry_after_s=1.0)
-        flight = self._flights[submission.id] = Flight(submission)
-        try:
-            self._submit(flight)
-            while True:
-                delta = await flight.take()
-                last = is_last(delta)
-                if last:
-                    del self._flights[submission.id]
-                yield delta
-                if last:
-                    return
-        finally:
-            if self._flights.get(submission.id) is flight:
-                del self._flights[submission.id]
-                if not flight.ended:
-                    self._send(Abort(submission.id))
+        flight = self._flights[submission.id] = Flight(submission, deliver)
+        self._submit(flight)
+
+    def cancel(self, sequence_id: str) -> None:
+        """Abort a sequence; see ``Backend``."""
+        if self._flights.pop(sequence_id, None) is not None:
+            self._send(Abort(sequence_id))
 
     def finish(self, sequence_id: str) -> None:
         """End a sequence whose answer is complete; see ``Backend``."""
         flight = self._flights.get(sequence_id)
-        if flight is None or flight.finishing or flight.ended:
+        if flight is None or flight.finishing:
             return
         flight.finishing = True
         if self._link is None:
-            flight.push(Delta(sequence_id, finish_reason="abort"))
+            self._push(flight, Delta(sequence_id, finish_reason="abort"))
             return
         self._send(Abort(sequence_id, report=True))
         asyncio.get_running_loop().call_later(FINISH_GRACE_S, self._finish_without_counts, flight)
@@ -156,7 +147,7 @@ class EngineBackend:
                         self.delivered += len(delta.tokens)
                         if flight.finishing:
                             self._drop_overrun(delta)
-                        flight.push(delta)
+                        self._push(flight, delta)
             case Stats():
                 for observer in self.observers:
                     observer.engine_stats(frame)
@@ -178,12 +169,10 @@ class EngineBackend:
         for observer in self.observers:
             observer.engine_lost()
         for flight in list(self._flights.values()):
-            if flight.ended:
-                continue
             if flight.finishing:
                 self._finish_without_counts(flight)
             elif not flight.died():
-                flight.fail(EngineFailed("the engine died twice while it worked on this request").info())
+                self._fail(flight, EngineFailed("the engine died twice while it worked on this request"))
 
     def _welcome(self, link: EngineLink, hello: Hello) -> None:
         self._link = link
@@ -195,8 +184,7 @@ class EngineBackend:
         if not self._first_hello.done():
             self._first_hello.set_result(hello)
         for flight in self._flights.values():
-            if not flight.ended:
-                self._submit(flight)
+            self._submit(flight)
 
     def _submit(self, flight: Flight) -> None:
         submission = flight.resumed()
@@ -207,9 +195,9 @@ class EngineBackend:
             self._link.send(frame)
 
     def _finish_without_counts(self, flight: Flight) -> None:
-        if self._flights.get(flight.submission.id) is flight and not flight.ended:
+        if self._flights.get(flight.submission.id) is flight:
             self._send(Abort(flight.submission.id))
-            flight.push(Delta(flight.submission.id, finish_reason="abort"))
+            self._push(flight, Delta(flight.submission.id, finish_reason="abort"))
 
     def _drop_overrun(self, delta: Delta) -> None:
         """Tokens behind a stop string were on their way when the engine was told; nobody asked for them."""
@@ -217,6 +205,13 @@ class EngineBackend:
         delta.logprobs = None
 
     def _fail_all(self, error: EngineUnavailable) -> None:
-        for flight in self._flights.values():
-            if not flight.ended:
-                flight.fail(error.info())
+        for flight in list(self._flights.values()):
+            self._fail(flight, error)
+
+    def _push(self, flight: Flight, delta: Delta) -> None:
+        if is_last(delta):
+            del self._flights[flight.submission.id]
+        flight.push(delta)
+
+    def _fail(self, flight: Flight, error: RequestError) -> None:
+        self._push(flight, Delta(flight.submission.id, finish_reason="error", error=error.info()))

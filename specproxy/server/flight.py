@@ -1,12 +1,11 @@
-"""One sequence in flight: what was asked, what came back so far, and what its reader has not taken yet."""
+"""One sequence in flight: what was asked, and what came back so far."""
 
 from __future__ import annotations
 
-import asyncio
-
 from msgspec.structs import replace
 
-from specproxy.vocabulary import Delta, ErrorInfo, Submission
+from specproxy.backend import Deliver
+from specproxy.vocabulary import Delta, Submission
 
 MAX_BARREN_DEATHS = 2
 """Engine deaths, with no token in between, after which a sequence is taken for their cause and not tried again."""
@@ -34,23 +33,21 @@ def is_last(delta: Delta) -> bool:
 class Flight:
     """A sequence between submission and its last delta.
 
-    ``received`` grows with every delta, so that another engine process can go on where the last one stopped. Deltas
-    that the reader has not taken are merged into one: a slow reader costs its own tokens and no more.
+    ``received`` grows with every delta, so that another engine process can go on where the last one stopped.
     """
 
-    __slots__ = ("_deaths", "_pending", "_prompt_logprobs_came", "_waiter", "finishing", "received", "submission")
+    __slots__ = ("_deaths", "_deliver", "_prompt_logprobs_came", "finishing", "received", "submission")
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, submission: Submission, deliver: Deliver) -> None:
         self.submission = submission
         self.received: list[int] = []
         self.finishing = False
-        self._pending: Delta | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._deliver = deliver
         self._prompt_logprobs_came = False
         self._deaths = 0
 
     def push(self, delta: Delta) -> None:
-        """Take in a delta from the engine."""
+        """Take in a delta from the engine, and hand it on."""
         if delta.tokens:
             self.received.extend(delta.tokens)
             self._deaths = 0
@@ -58,29 +55,7 @@ class Flight:
             if self._prompt_logprobs_came:
                 delta.prompt_logprobs = None
             self._prompt_logprobs_came = True
-        self._pending = delta if self._pending is None else merge(self._pending, delta)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def fail(self, error: ErrorInfo) -> None:
-        """End the sequence with an error."""
-        self.push(Delta(self.submission.id, finish_reason="error", error=error))
-
-    async def take(self) -> Delta:
-        """Everything that arrived since the last call; waits when that is nothing. One reader at a time."""
-        while self._pending is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        delta, self._pending = self._pending, None
-        return delta
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last delta has arrived, taken or not."""
-        return self._pending is not None and is_last(self._pending)
+        self._deliver(delta)
 
     def died(self) -> bool:
         """The engine died with this sequence in flight; returns whether to submit it again."""

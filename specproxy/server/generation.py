@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +26,6 @@ class Generation:
         self._inbox: dict[int, Delta] = {}
         self._failure: BaseException | None = None
         self._waiter: asyncio.Future[bool] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._running = set(range(len(submissions)))
 
     @property
@@ -37,8 +36,7 @@ class Generation:
     async def take(self, idle_s: float | None = None) -> list[tuple[int, Delta]]:
         """What arrived since the last call, as (index of the submission, delta), at most one each.
 
-        Waits when that is nothing; after ``idle_s`` seconds of it, returns an empty list. Raises what a sequence or
-        ``fail`` raised.
+        Waits when that is nothing; after ``idle_s`` seconds of it, returns an empty list. Raises what ``fail`` got.
         """
         while not self._inbox and self._failure is None and self._running:
             if not await self._wait(idle_s):
@@ -59,26 +57,22 @@ class Generation:
         self._wake()
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._pump(i, s)) for i, s in enumerate(self._submissions)]
+        try:
+            for i, submission in enumerate(self._submissions):
+                self._backend.start(submission, partial(self._put, i))
+        except BaseException:
+            self._cancel()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._cancel()
 
-    async def _pump(self, index: int, submission: Submission) -> None:
-        try:
-            async with aclosing(self._backend.generate(submission)) as deltas:
-                async for delta in deltas:
-                    self._put(index, delta)
-        except Exception as error:  # noqa: BLE001 - it is not swallowed: the reader raises it
-            self.fail(error)
-        finally:
-            self._running.discard(index)
-            self._wake()
+    def _cancel(self) -> None:
+        for index in self._running:
+            self._backend.cancel(self._submissions[index].id)
 
     def _put(self, index: int, delta: Delta) -> None:
         if is_last(delta):

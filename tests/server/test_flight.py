@@ -1,16 +1,15 @@
-"""Flights: what a sequence has received survives its engine, and waiting deltas become one."""
+"""Flights: what a sequence has received survives its engine, and deltas can become one."""
 
 from __future__ import annotations
-
-import asyncio
 
 from specproxy.server.flight import Flight, is_last, merge
 from specproxy.vocabulary import Decision, Delta, ErrorInfo, SamplingParams, SequenceStats, Submission, TokenLogprob
 
 
-def flight(generated: list[int] | None = None) -> Flight:
-    """A fresh flight."""
-    return Flight(Submission("s", [1, 2], 7, SamplingParams(), Decision("r", "x"), generated=generated or []))
+def flight(generated: list[int] | None = None, took: list[Delta] | None = None) -> Flight:
+    """A fresh flight, whose deltas end up in ``took``."""
+    submission = Submission("s", [1, 2], 7, SamplingParams(), Decision("r", "x"), generated=generated or [])
+    return Flight(submission, (took if took is not None else []).append)
 
 
 def test_merging_keeps_tokens_logprobs_and_the_end() -> None:
@@ -23,23 +22,6 @@ def test_merging_keeps_tokens_logprobs_and_the_end() -> None:
     assert [entry.token for entry in one.logprobs or ()] == [1, 2, 3]
     assert one.prompt_logprobs == [TokenLogprob(9, -0.5)]
     assert (one.finish_reason, one.stop_token, one.stats) == ("stop", 3, SequenceStats(steps=2))
-
-
-async def test_a_slow_reader_gets_one_merged_delta() -> None:
-    """What piles up while nobody reads costs one delta, however many arrived."""
-    one = flight()
-    for token in range(100):
-        one.push(Delta("s", [token]))
-    assert (await one.take()).tokens == list(range(100))
-
-
-async def test_a_reader_that_waits_is_woken_by_the_next_delta() -> None:
-    """take() waits when there is nothing."""
-    one = flight()
-    waiting = asyncio.create_task(one.take())
-    await asyncio.sleep(0)
-    one.push(Delta("s", [5]))
-    assert (await asyncio.wait_for(waiting, 1)).tokens == [5]
 
 
 def test_a_resumed_submission_carries_what_was_generated_and_received() -> None:
@@ -62,19 +44,17 @@ def test_a_sequence_in_two_deaths_without_a_token_between_them_is_not_tried_agai
     assert lively.died()
 
 
-async def test_prompt_logprobs_are_delivered_once() -> None:
+def test_prompt_logprobs_are_delivered_once() -> None:
     """A new engine process reports them again; the client has them already."""
-    one = flight()
+    took: list[Delta] = []
+    one = flight(took=took)
     one.push(Delta("s", [1], prompt_logprobs=[TokenLogprob(2, -0.5)]))
-    assert (await one.take()).prompt_logprobs is not None
     one.push(Delta("s", [2], prompt_logprobs=[TokenLogprob(2, -0.5)]))
-    assert (await one.take()).prompt_logprobs is None
+    assert [delta.prompt_logprobs is not None for delta in took] == [True, False]
 
 
-def test_a_failed_flight_has_ended() -> None:
-    """An error is a last delta."""
-    one = flight()
-    assert not one.ended
-    one.fail(ErrorInfo("gone"))
-    assert one.ended
+def test_an_error_or_a_finish_reason_ends_a_sequence() -> None:
+    """Nothing follows either."""
     assert is_last(Delta("s", finish_reason="length"))
+    assert is_last(Delta("s", error=ErrorInfo("gone")))
+    assert not is_last(Delta("s", [1]))
