@@ -1,9 +1,13 @@
-"""A client that times: streams one answer and notes when its tokens came, and what the server says of itself."""
+"""A client that times: streams one answer and notes when its tokens came, and what the server says of itself.
+
+While an answer is on its way only arrivals are noted; they are read once it is complete. A client that parses between
+them takes a core from the server it measures, and reports its own time as the server's.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import aiohttp
@@ -16,8 +20,6 @@ from specproxy.errors import StartError
 
 IDLE_S = 300.0
 """Seconds without a byte after which a request counts as failed."""
-
-_LINE_LIMIT = 4 * 2**20
 
 
 class Answer(Struct):
@@ -65,15 +67,17 @@ class Client:
         }
         if greedy:
             body["temperature"] = 0.0
-        headers = arm.headers(own_server=self._own)
+        headers = {"content-type": "application/json"} | arm.headers(own_server=self._own)
+        data = msgspec.json.encode(body)
         answer = Answer()
         started = time.perf_counter()
         try:
-            async with self._session.post(f"{self._url}/chat/completions", json=body, headers=headers) as response:
+            async with self._session.post(f"{self._url}/chat/completions", data=data, headers=headers) as response:
                 if response.status != 200:
                     return Answer(error=f"{response.status}: {error_message(await response.read())}")
-                async for chunk in events(response):
-                    _take(answer, chunk, time.perf_counter() - started)
+                arrivals = [(time.perf_counter() - started, part) async for part in response.content.iter_any()]
+            for now, chunk in events(arrivals):
+                _take(answer, chunk, now)
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             answer.error = f"{type(error).__name__}: {error}"
         if answer.error is None and answer.finish_reason is None:
@@ -87,7 +91,6 @@ def make_session(api_key: str | None, concurrency: int) -> aiohttp.ClientSession
         headers={"authorization": f"Bearer {api_key}"} if api_key else {},
         connector=aiohttp.TCPConnector(limit=concurrency),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=IDLE_S),
-        read_bufsize=_LINE_LIMIT,
     )
 
 
@@ -115,15 +118,18 @@ async def readiness(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The JSON events of a stream, up to ``[DONE]``."""
-    async for line in response.content:
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            return
-        yield msgspec.json.decode(data)
+def events(arrivals: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
+    """The JSON events of a stream, up to ``[DONE]``, each with the time at which the bytes that complete it came."""
+    rest = b""
+    for now, part in arrivals:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            yield now, msgspec.json.decode(data)
 
 
 def error_message(raw: bytes) -> str:
