@@ -73,6 +73,7 @@ _BUILT_IN: Mapping[str, str] = {
     "ngram": "specproxy.drafters.ngram:load",
     "prediction": "specproxy.drafters.prediction:load",
     "replay": "specproxy.drafters.replay:load",
+    "suffix": "specproxy.drafters.suffix:load",
 }
 
 

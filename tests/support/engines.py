@@ -13,6 +13,7 @@ from tests.support.driver import Driver
 HOUSE_DRAFTERS = {
     "prediction": DrafterConfig(type="prediction"),
     "ngram": DrafterConfig(type="ngram"),
+    "suffix": DrafterConfig(type="suffix"),
     "draft_model": DrafterConfig(type="draft_model", path="house"),
     "replay": DrafterConfig(type="replay"),
 }

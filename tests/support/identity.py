@@ -20,7 +20,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 AXES: dict[str, Sequence[Any]] = {
     "temperature": [0.0, 0.8],
-    "drafter": ["off", "ngram", "prediction", "draft_model", "replay", "mixed"],
+    "drafter": ["off", "ngram", "suffix", "prediction", "draft_model", "replay", "mixed"],
     "k": [1, 2, 3, 4, 5, 6, 7, 8],
     "together": [1, 8],
     "cache": ["miss", "hit"],
@@ -148,5 +148,5 @@ def decision(drafter: str, k: int) -> Decision:
     """The decision of a case: fixed K, one drafter or all of them."""
     if drafter == "off":
         return OFF
-    names = ("prediction", "ngram", "draft_model") if drafter == "mixed" else (drafter,)
+    names = ("prediction", "suffix", "ngram", "draft_model") if drafter == "mixed" else (drafter,)
     return Decision("on", "r", drafters=names, k_min=k, k_max=k, adaptive=False, auto=drafter == "mixed")
