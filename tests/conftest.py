@@ -168,13 +168,19 @@ def eventually() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def assemble_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Driver]]:
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that was empty when the tests began, and is theirs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def assemble_engine(cache_home: Path) -> Iterator[Callable[..., Driver]]:
     """Builds a Driver from drafters and model options; equal ones share an engine."""
     from tests.support.engines import Engines  # torch: seconds that tests of the server need not wait for
 
     engines = Engines()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(cache_home))
         yield engines.build
     engines.close()
 

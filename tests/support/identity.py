@@ -42,7 +42,7 @@ class Identity:
     """
 
     driver: Driver
-    max_tokens: int = 40
+    max_tokens: int = 32
     logprobs: int = 2
     compared: int = 0
     counts: dict[str, DraftCounts] = field(default_factory=dict)
