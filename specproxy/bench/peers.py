@@ -1,6 +1,6 @@
 """How transformers' own ``generate`` does on the same prompts: plain, with an assistant model, with prompt lookup.
 
-Same weights and dtype, batch 1, greedy, the same number of threads, the model's own generation defaults otherwise. It
+Same weights and dtype, batch 1, greedy, all cores (or the configured threads), its own generation defaults. It
 runs in this process, while the servers of the other arms idle. torch and transformers are imported by ``load`` only.
 """
 
