@@ -91,7 +91,7 @@ def compiled_step(
             return None
     try:
         return CompiledStep(library, kv)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:  # the loader is not public: another torch may differ
         progress(f"{path}: {library} cannot be loaded, so drafting takes longer: {error}")
         return None
 
