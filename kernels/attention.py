@@ -91,7 +91,8 @@ class Span:
 class Batch:
     """Spans that go through one call, one lane each.
 
-    ``tokens``: query tokens of every lane (R); ``keys``: L. ``first_slot``, ``stride``, ``pages``: see KVBuffers.read.
+    ``tokens``: query tokens of every lane (R); ``keys``: L. ``first_slot``, ``stride``: see KVBuffers.read.
+    ``gathered`` [B, L]: slots to copy keys from where no view has them.
     ``take`` [B * R]: rows of the step in lane order, ``None`` where that is their order anyway. ``visible`` [B, R, L]:
     who sees what, ``None`` where everybody sees everything.
     """
@@ -101,7 +102,7 @@ class Batch:
     keys: int
     first_slot: int
     stride: int
-    pages: Tensor | None
+    gathered: Tensor | None
     take: Tensor | None
     visible: Tensor | None
     dtype: torch.dtype
@@ -236,15 +237,15 @@ def _batch(group: Sequence[Span], kv: KVBuffers, exact: bool, device: torch.devi
     size, tokens = kv.page_size, max(span.count for span in group)
     keys = max(_padded_keys(span, kv, exact) for span in group)
     tables = [_pages(span, kv) for span in group]
-    pages, stride, lanes = None, 1, list(range(len(group)))
+    gathered, stride, lanes = None, 1, list(range(len(group)))
     contiguous = all(b - a == 1 for table in tables for a, b in itertools.pairwise(table))
     if contiguous:
         firsts = [table[0] for table in tables]
         stride = math.gcd(*(b - a for a, b in itertools.pairwise(firsts))) or 1
         lanes = [(first - firsts[0]) // stride for first in firsts]
     else:
-        flat = [page for table in tables for page in (*table, *[0] * (keys // size - len(table)))]
-        pages = torch.tensor(flat, device=device)
+        rows = [[*table, *[0] * (keys // size - len(table))] for table in tables]
+        gathered = kv.slots(torch.tensor(rows, device=device))
     num_lanes = lanes[-1] + 1
     if take is not None:
         take += [-1] * (num_lanes * tokens)
@@ -260,7 +261,7 @@ def _batch(group: Sequence[Span], kv: KVBuffers, exact: bool, device: torch.devi
     for span, lane in zip(group, lanes, strict=True):
         if span.words is not None:
             visible[lane, : span.count] = _tree(span, index)
-    return Batch(num_lanes, tokens, keys, tables[0][0] * size, stride * size, pages, None, visible, kv.dtype, exact)
+    return Batch(num_lanes, tokens, keys, tables[0][0] * size, stride * size, gathered, None, visible, kv.dtype, exact)
 
 
 def _tree(span: Span, index: Tensor) -> Tensor:
@@ -298,7 +299,10 @@ def _attend_batch(
     missing = -rows % QUERY_ROWS if batch.exact else 0
     if missing:
         folded = F.pad(folded, (0, 0, 0, missing))
-    keys, values = kv.read(layer, batch.first_slot, lanes, batch.stride, batch.keys, batch.pages)
+    if batch.gathered is None:
+        keys, values = kv.read(layer, batch.first_slot, lanes, batch.stride, batch.keys)
+    else:
+        keys, values = kv.gather(layer, batch.gathered)
     if softcap is None and sinks is None:
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
@@ -341,7 +345,7 @@ class RowAttention:
             hidden = hidden | (index <= self.positions[:, None] - window)
         mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
         mask = mask[:, None, None].expand(-1, 1, group, -1)
-        keys, values = kv.gather(layer, self.pages)
+        keys, values = kv.gather(layer, kv.slots(self.pages))
         folded = q.reshape(rows, shape.heads, group, shape.k_dim)
         if softcap is None and sinks is None:
             out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)

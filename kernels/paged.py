@@ -52,14 +52,13 @@ class KVBuffers:
     RESERVED_PAGES = 2
     TRASH_SLOT_PAGE = 1
 
-    def __init__(self, shapes: Sequence[LayerShape], layers: Sequence[Tensor], num_pages: int, page_size: int) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], layers: Sequence[Tensor], page_size: int) -> None:
         """Over tensors that exist; ``allocate`` makes them."""
         if KEY_BLOCK % page_size:
             raise ValueError(f"page_size {page_size} must divide {KEY_BLOCK}")
         self.shapes = list(shapes)
         self.layers = list(layers)
         self.page_size = page_size
-        self.num_pages = num_pages
         self._views: dict[tuple[int, int, int, int, int], tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -69,7 +68,7 @@ class KVBuffers:
         """New buffers, zeroed by writing, so that the memory is there from the start and not when a page is used."""
         slots = num_pages * page_size + KEY_BLOCK
         layers = [torch.empty(2 * s.heads, slots, s.depth, dtype=dtype, device=device).zero_() for s in shapes]
-        return cls(shapes, layers, num_pages, page_size)
+        return cls(shapes, layers, page_size)
 
     @property
     def num_slots(self) -> int:
@@ -104,45 +103,39 @@ class KVBuffers:
         planes[:, shape.heads :, : shape.v_dim] = values.view(-1, shape.heads, shape.v_dim)
         return planes
 
-    def read(
-        self, layer: int, first_slot: int, lanes: int, stride: int, keys: int, pages: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Keys [B, Hk, L, Dk] and values [B, Hk, L, Dv] of ``lanes`` sequences, ``keys`` slots each.
-
-        Without ``pages`` they are views: lane b starts ``stride`` slots behind lane b - 1, the first at
-        ``first_slot``. With ``pages`` [B * L / page_size] they are gathered.
-        """
-        if pages is not None:
-            buffer = self.layers[layer]
-            by_page = buffer[:, : self.num_pages * self.page_size].unflatten(1, (self.num_pages, self.page_size))
-            return self._split(layer, by_page.index_select(1, pages).flatten(1, 2), 0, lanes, keys, keys)
+    def read(self, layer: int, first_slot: int, lanes: int, stride: int, keys: int) -> tuple[Tensor, Tensor]:
+        """Views of keys [B, Hk, L, Dk] and values [B, Hk, L, Dv] of ``lanes`` sequences, ``keys`` slots each: lane b
+        starts ``stride`` slots behind lane b - 1, the first at ``first_slot``."""
         key = (layer, first_slot, lanes, stride, keys)
         found = self._views.get(key)
         if found is None:
             if len(self._views) > MAX_VIEWS:
                 self._views.clear()
-            found = self._views[key] = self._split(layer, self.layers[layer], first_slot, lanes, stride, keys)
+            found = self._views[key] = self._view(layer, first_slot, lanes, stride, keys)
         return found
 
-    def gather(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [B, Hk, L, Dk] and values [B, Hk, L, Dv] in ``pages`` [B, P], copied; L = P * page_size."""
+    def _view(self, layer: int, first_slot: int, lanes: int, stride: int, keys: int) -> tuple[Tensor, Tensor]:
         shape, buffer = self.shapes[layer], self.layers[layer]
-        lanes, keys = pages.shape[0], pages.shape[1] * self.page_size
-        slots = pages[:, :, None] * self.page_size + torch.arange(self.page_size, device=pages.device)
-        planes = buffer.index_select(1, slots.reshape(-1)).view(2 * shape.heads, lanes, keys, shape.depth)
-        planes = planes.transpose(0, 1)
-        return planes[:, : shape.heads, :, : shape.k_dim], planes[:, shape.heads :, :, : shape.v_dim]
-
-    def _split(
-        self, layer: int, buffer: Tensor, first_slot: int, lanes: int, stride: int, keys: int
-    ) -> tuple[Tensor, Tensor]:
-        shape = self.shapes[layer]
         plane, depth = buffer.stride(0), shape.depth
         strides, start = (stride * depth, plane, depth, 1), first_slot * depth
         return (
             buffer.as_strided((lanes, shape.heads, keys, shape.k_dim), strides, start),
             buffer.as_strided((lanes, shape.heads, keys, shape.v_dim), strides, start + shape.heads * plane),
         )
+
+    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of keys [B, Hk, L, Dk] and values [B, Hk, L, Dv] at ``slots`` [B, L].
+
+        By slot from the whole buffer: any cut or view of it that is not contiguous would be copied whole first.
+        """
+        shape, (lanes, keys) = self.shapes[layer], slots.shape
+        planes = self.layers[layer].index_select(1, slots.reshape(-1))
+        planes = planes.view(2 * shape.heads, lanes, keys, shape.depth).transpose(0, 1)
+        return planes[:, : shape.heads, :, : shape.k_dim], planes[:, shape.heads :, :, : shape.v_dim]
+
+    def slots(self, pages: Tensor) -> Tensor:
+        """Slots [B, P * page_size] of pages [B, P]."""
+        return (pages[:, :, None] * self.page_size + torch.arange(self.page_size, device=pages.device)).flatten(1)
 
     def zero_page(self, page: int) -> None:
         """Clear one page in every layer."""

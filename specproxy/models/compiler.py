@@ -36,7 +36,7 @@ class Step(torch.nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, slots: Tensor, pages: Tensor, layers: Sequence[Tensor]) -> Tensor:
         """Logits [T, V] of rows ids [T], positions [T]; KV goes to slots [T] of layers, each row sees pages [T, P]."""
-        kv = KVBuffers(self._model.spec.layers, layers, 0, self._page_size)
+        kv = KVBuffers(self._model.spec.layers, layers, self._page_size)
         return self._model.forward(ids, positions, RowAttention(slots, positions, pages), kv, None)[0]
 
 
