@@ -23,8 +23,6 @@ after padding.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -33,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specproxy.kernels import paged
+from specproxy.kernels.explicit import explicit_attention
 from specproxy.kernels.paged import KVBuffers
 
 QUERY_ROWS = 4
@@ -68,11 +66,15 @@ class Attention(Protocol):
 
 @dataclass
 class Span:
-    """Consecutive rows of one sequence in a step.
+    """Rows of one sequence in a step.
 
     Rows ``start .. start + count`` hold positions from ``context`` on; ``context`` tokens are in the cache before them.
-    ``table``: the sequence's pages. ``words``: ancestor words of a tree (bit j = span row j is an ancestor or the row
-    itself), ``None`` for causal order.
+    ``table``: the sequence's pages. ``first``: keys before this one are not seen. ``words``: ancestor words of a tree
+    (bit j = tree node j is an ancestor or the row itself), ``None`` for causal order; ``before``: nodes of the tree
+    that stand in the cache already, behind the context and in front of the rows.
+
+    ``rows``: the step's rows where they do not stand side by side. ``tail``: a position, and the slots of the keys from
+    there on, where they are not the table's.
     """
 
     start: int
@@ -80,11 +82,15 @@ class Span:
     context: int
     table: Sequence[int]
     words: Sequence[int] | None = None
+    before: int = 0
+    first: int = 0
+    rows: Sequence[int] | None = None
+    tail: tuple[int, Sequence[int]] | None = None
 
     @property
     def end(self) -> int:
         """Tokens of the sequence up to and including the span."""
-        return self.context + self.count
+        return self.context + self.before + self.count
 
 
 @dataclass
@@ -166,117 +172,6 @@ class AttentionPlan:
         return out if self.back is None else out.index_select(0, self.back)
 
 
-def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True) -> AttentionPlan:
-    """Prepare ``spans`` once for all layers. ``exact=False`` drops what bitwise equality needs (drafts)."""
-    rows = slots.shape[0]
-    if exact:
-        spans = [piece for span in spans for piece in pieces(span)]
-    if len(spans) == 1 and spans[0].count == rows:
-        return AttentionPlan([_batch(spans, kv, exact, slots.device, None)], slots, None)
-    batches, places, offset = [], [0] * rows, 0
-    for group in _groups(spans, kv, exact):
-        take: list[int] = []
-        batch = _batch(group, kv, exact, slots.device, take)
-        for lane_row, row in enumerate(take):
-            if row >= 0:
-                places[row] = offset + lane_row
-        offset += len(take)
-        batch.take = torch.tensor([max(0, row) for row in take], device=slots.device)
-        batches.append(batch)
-    return AttentionPlan(batches, slots, torch.tensor(places, device=slots.device))
-
-
-def pieces(span: Span) -> list[Span]:
-    """A span cut where its positions enter another key block; trees, whose rows see slots out of order, stay whole."""
-    block = paged.KEY_BLOCK
-    if span.words is not None or span.context // block == (span.end - 1) // block:
-        return [span]
-    cuts = [span.context, *range(span.context // block * block + block, span.end, block), span.end]
-    return [
-        Span(span.start + first - span.context, last - first, first, span.table)
-        for first, last in itertools.pairwise(cuts)
-    ]
-
-
-def _padded_keys(span: Span, kv: KVBuffers, exact: bool) -> int:
-    unit = paged.KEY_BLOCK if exact else kv.page_size
-    return -(-span.end // unit) * unit
-
-
-def _pages(span: Span, kv: KVBuffers) -> list[int]:
-    return list(span.table[: -(-span.end // kv.page_size)])
-
-
-def _groups(spans: Sequence[Span], kv: KVBuffers, exact: bool) -> list[list[Span]]:
-    """Spans that share a call: read equally far (exact) or not (drafts); neighbours in memory where possible."""
-    together: dict[tuple[int, bool], list[Span]] = {}
-    for span in spans:
-        contiguous = all(b - a == 1 for a, b in itertools.pairwise(_pages(span, kv)))
-        together.setdefault((_padded_keys(span, kv, exact) if exact else 0, contiguous), []).append(span)
-    groups: list[list[Span]] = []
-    for (_, contiguous), group in together.items():
-        if contiguous and not _fits(group, kv, exact):
-            groups += [[span] for span in group]
-        else:
-            groups.append(sorted(group, key=lambda span: span.table[0]))
-    return groups
-
-
-def _fits(group: Sequence[Span], kv: KVBuffers, exact: bool) -> bool:
-    """Whether contiguous spans make a view without too many unused lanes, inside the buffer."""
-    firsts = sorted(span.table[0] for span in group)
-    stride = math.gcd(*(b - a for a, b in itertools.pairwise(firsts))) or 1
-    keys = max(_padded_keys(span, kv, exact) for span in group)
-    return (firsts[-1] - firsts[0]) // stride + 1 <= 2 * len(group) and (
-        firsts[-1] * kv.page_size + keys <= kv.num_slots
-    )
-
-
-def _batch(group: Sequence[Span], kv: KVBuffers, exact: bool, device: torch.device, take: list[int] | None) -> Batch:
-    """The spans of ``group`` (sorted by first page) as one batch; ``take`` receives the step's row of each lane row."""
-    size, tokens = kv.page_size, max(span.count for span in group)
-    keys = max(_padded_keys(span, kv, exact) for span in group)
-    tables = [_pages(span, kv) for span in group]
-    gathered, stride, lanes = None, 1, list(range(len(group)))
-    contiguous = all(b - a == 1 for table in tables for a, b in itertools.pairwise(table))
-    if contiguous:
-        firsts = [table[0] for table in tables]
-        stride = math.gcd(*(b - a for a, b in itertools.pairwise(firsts))) or 1
-        lanes = [(first - firsts[0]) // stride for first in firsts]
-    else:
-        rows = [[*table, *[0] * (keys // size - len(table))] for table in tables]
-        gathered = kv.slots(torch.tensor(rows, device=device))
-    num_lanes = lanes[-1] + 1
-    if take is not None:
-        take += [-1] * (num_lanes * tokens)
-        for span, lane in zip(group, lanes, strict=True):
-            take[lane * tokens : lane * tokens + span.count] = range(span.start, span.start + span.count)
-    if contiguous and len(group) == 1 and tokens == 1 and not exact:
-        return Batch(1, 1, group[0].end, tables[0][0] * size, size, None, None, None, kv.dtype, exact)
-    limits = [[0] * tokens for _ in range(num_lanes)]
-    for span, lane in zip(group, lanes, strict=True):
-        limits[lane] = [*range(span.context, span.end), *[span.end - 1] * (tokens - span.count)]
-    index = torch.arange(keys, device=device)
-    visible = index <= torch.tensor(limits, device=device)[:, :, None]
-    for span, lane in zip(group, lanes, strict=True):
-        if span.words is not None:
-            visible[lane, : span.count] = _tree(span, index)
-    return Batch(num_lanes, tokens, keys, tables[0][0] * size, stride * size, gathered, None, visible, kv.dtype, exact)
-
-
-def _tree(span: Span, index: Tensor) -> Tensor:
-    """Who sees what [count, L] in a tree: everything before the span, and ancestors inside."""
-    visible = (index < span.context).repeat(span.count, 1)
-    words = torch.tensor([_signed(w) for w in span.words or ()], device=index.device)[:, None]
-    visible[:, span.context : span.end] = (words >> torch.arange(span.count, device=index.device)) & 1 == 1
-    return visible
-
-
-def _signed(word: int) -> int:
-    """A 64-bit word as torch's signed int64."""
-    return word - (1 << 64) if word >> 63 else word
-
-
 def _attend_batch(
     batch: Batch,
     kv: KVBuffers,
@@ -306,72 +201,8 @@ def _attend_batch(
     if softcap is None and sinks is None:
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
-        out = _explicit(folded, keys, values, mask, scale, softcap, sinks, group)
+        out = explicit_attention(folded, keys, values, mask, scale, softcap, sinks, group)
     if missing:
         out = out[:, :, :rows]
     out = out.reshape(lanes, shape.heads, tokens, group, shape.v_dim).transpose(1, 2)
     return out.reshape(lanes * tokens, heads * shape.v_dim)
-
-
-@dataclass
-class RowAttention:
-    """Attention with every row as a lane of its own: no plan, only tensors, so that a compiler can trace it.
-
-    Nothing is shared between rows of one sequence, so it is for few rows; nothing is promised about bits.
-    ``slots`` [T]. ``positions`` [T]: a row sees the keys up to its own. ``pages`` [T, P]: each row's pages.
-    """
-
-    slots: Tensor
-    positions: Tensor
-    pages: Tensor
-
-    def attend(
-        self,
-        kv: KVBuffers,
-        layer: int,
-        q: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        """See Attention.attend."""
-        shape, rows = kv.shapes[layer], q.shape[0]
-        group = q.shape[1] // shape.heads
-        index = torch.arange(self.pages.shape[1] * kv.page_size, device=q.device)
-        hidden = index > self.positions[:, None]
-        if window is not None:
-            hidden = hidden | (index <= self.positions[:, None] - window)
-        mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
-        mask = mask[:, None, None].expand(-1, 1, group, -1)
-        keys, values = kv.gather(layer, kv.slots(self.pages))
-        folded = q.reshape(rows, shape.heads, group, shape.k_dim)
-        if softcap is None and sinks is None:
-            out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
-        else:
-            out = _explicit(folded, keys, values, mask, scale, softcap, sinks, group)
-        return out.reshape(rows, -1)
-
-
-def _explicit(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    group: int,
-) -> Tensor:
-    """What SDPA cannot express, spelled out; softmax in float32."""
-    scores = torch.matmul(q, keys.transpose(2, 3)).float() * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask.float()
-    if sinks is not None:
-        per_row = sinks.float().view(keys.shape[1], group).repeat(1, -(-q.shape[2] // group))[:, : q.shape[2]]
-        scores = torch.cat([scores, per_row[None, :, :, None].expand(q.shape[0], -1, -1, -1)], dim=-1)
-    weights = torch.softmax(scores, dim=-1)[..., : keys.shape[2]]
-    return torch.matmul(weights.to(values.dtype), values)

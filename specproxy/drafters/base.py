@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from specproxy.drafters.hidden import HiddenRows
 from specproxy.vocabulary import MAX_TREE_NODES
 
 if TYPE_CHECKING:
@@ -23,16 +24,21 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class Needs:
-    """What the loop must provide. ``place``: where drafting runs. ``hidden``: indices of target layers whose outputs
-    are captured. ``own_kv``: the drafter keeps KV in the page pool. ``window``: tokens of context it can see
-    (``None``: any). ``max_k``: drafted nodes per step at most. ``prior``: for each confidence bucket that the drafter
-    reports, the share of drafts it expects to see accepted before anything was measured, 0 to 1."""
+    """What the loop must provide.
+
+    ``place``: where drafting runs. ``hidden``: the target's states that are captured (``StepModel.forward``), in the
+    order in which they are concatenated. ``own_kv``: the drafter keeps KV in the page pool. ``window``: tokens of
+    context it can see (``None``: any). ``max_k``: levels of a draft at most; a chain has a node a level. ``spread``:
+    nodes a level that a tree takes on average, at most. ``prior``: for each confidence bucket that the drafter reports,
+    the share of drafts it expects to see accepted before anything was measured, 0 to 1.
+    """
 
     place: Literal["host", "device"] = "host"
     hidden: tuple[int, ...] = ()
     own_kv: bool = False
     window: int | None = None
     max_k: int = MAX_TREE_NODES
+    spread: int = 1
     prior: tuple[float, ...] = (0.7,)
 
 
@@ -40,12 +46,15 @@ class Needs:
 class DraftRow:
     """One sequence as a drafter sees it.
 
-    ``tokens``: prompt and committed output, ids; read only. ``num_prompt``: how many are prompt. ``k``: nodes this row
-    may draft now. ``group``: where shared statistics and indices belong (route and tenant). ``sampler``: the
-    request's own processors and noise, for coupled drafting. ``pages``: the sequence's page table, for drafters with
-    KV in the pool. ``state``: the drafter's own memory of this sequence, kept by the loop, ``None`` at first.
-    ``accepted``: in ``commit``, how many of the drafted tokens were accepted. ``floor``: a chance of acceptance below
-    which a further token does not pay for itself; a drafter that can tell stops there, but not below ``least`` nodes.
+    ``tokens``: prompt and committed output, ids; read only. ``num_prompt``: how many are prompt. ``k``: levels this
+    row may draft now; ``room``: nodes. ``tree``: whether it may draft more than a chain. ``group``: where shared
+    statistics and indices belong (route and tenant). ``sampler``: the request's own processors and noise, for coupled
+    drafting. ``pages``: the sequence's page table, for drafters with KV in the pool. ``hidden``: the states that the
+    drafter needs of committed tokens that have KV, as far as it has not taken them. ``state``: the drafter's own memory
+    of this sequence, kept by the loop, ``None`` at first. ``path``: in ``commit``, the accepted nodes of the draft, from
+    the root down. ``floor``: a chance of acceptance below which a further level does not pay for itself, ``keep``:
+    below which a node does not pay for its row in the target's step; a drafter that can tell stops there, but not below
+    ``least`` levels.
     """
 
     seq_id: str
@@ -56,10 +65,14 @@ class DraftRow:
     sampler: Sampler
     prediction: Sequence[int] = ()
     pages: Sequence[int] = ()
+    hidden: HiddenRows = field(default_factory=HiddenRows)
     state: object | None = None
-    accepted: int = 0
+    path: Sequence[int] = ()
     floor: float = 0.0
+    keep: float = 0.0
     least: int = 0
+    room: int = 0
+    tree: bool = False
 
 
 @dataclass
@@ -96,6 +109,13 @@ class DraftBatch:
         self.n[:rows] = 0
         self.bucket[:rows] = 0
 
+    def put_tree(self, row: int, tokens: Sequence[int], parents: Sequence[int]) -> None:
+        """Row ``row`` drafts a tree; ``parents[i] < i``."""
+        n = min(len(tokens), self.tokens.shape[1])
+        self.tokens[row, :n] = tokens[:n]
+        self.parents[row, :n] = parents[:n]
+        self.n[row] = n
+
     def put_chain(self, row: int, tokens: Sequence[int], bucket: int = 0) -> None:
         """Row ``row`` drafts the chain ``tokens``, cut to the batch's width, with confidence ``bucket``."""
         n = min(len(tokens), self.tokens.shape[1])
@@ -113,15 +133,18 @@ class Drafter(Protocol):
     needs: Needs
 
     def prefill(self, ctx: DraftContext) -> None:
-        """Rows begin (or begin again, after a resume): ``tokens`` is all that is committed. May set ``row.state``."""
+        """Rows begin (or begin again, after a resume): ``tokens`` is all that is committed. May set ``row.state``.
+
+        A drafter that reads hidden states is called once more whenever too many of them wait; it takes them in.
+        """
         ...
 
     def propose(self, ctx: DraftContext, out: DraftBatch) -> None:
-        """Write at most ``row.k`` nodes for each row into ``out``; ``n[r] = 0`` where there is no guess."""
+        """Write at most ``row.k`` levels and ``row.room`` nodes of each row into ``out``; ``n[r] = 0`` for no guess."""
         ...
 
     def commit(self, ctx: DraftContext) -> None:
-        """Rows advanced: ``tokens`` includes what was accepted and the bonus token."""
+        """``row.path`` was accepted of the row's draft; it and the bonus token are about to join ``tokens``."""
         ...
 
     def release(self, seq_id: str) -> None:

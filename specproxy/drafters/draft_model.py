@@ -19,15 +19,15 @@ from msgspec import Struct
 from torch import Tensor
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
-from specproxy.drafters.calibration import Calibration
+from specproxy.drafters.growth import CHAIN, Ask, Grower
 from specproxy.drafters.registry import Host, Options, read_options
 from specproxy.errors import ModelLoadError
-from specproxy.kernels.attention import Span, plan_attention
+from specproxy.kernels.attention import Span
 from specproxy.kernels.paged import KVBuffers
+from specproxy.kernels.plan import plan_attention
 from specproxy.models.base import StepModel
 from specproxy.models.compiled import CompiledStep, compiled_step
 from specproxy.models.loading import load_model, tokenizer_hash
-from specproxy.sampling.sampler import Row, propose_rows
 
 CATCH_UP_ROWS = 256
 """Committed tokens computed at once when the draft model is behind (a prompt, a resume)."""
@@ -59,11 +59,10 @@ def few_widths(rows: int) -> int:
 @dataclass
 class _Progress:
     """What the draft model has computed of one sequence: KV of ``tokens`` stands in the pages, in order; the first
-    ``committed`` of them are the sequence's own, the rest were drafts, with their ``gaps``."""
+    ``committed`` of them are the sequence's own, the rest were drafts."""
 
     tokens: list[int] = field(default_factory=list)
     committed: int = 0
-    gaps: list[float] = field(default_factory=list)
 
 
 class DraftModel:
@@ -80,7 +79,7 @@ class DraftModel:
         self._kv = kv
         self._compiled = compiled
         self._filled = bytearray(host.num_pages)
-        self._calibration = Calibration()
+        self._grower = Grower(self, CHAIN)
         host.on_allocate(self._forget_page)
 
     def bytes(self) -> int:
@@ -106,37 +105,15 @@ class DraftModel:
         return _Progress(list(row.tokens[:known]), known)
 
     def propose(self, ctx: DraftContext, out: DraftBatch) -> None:
-        """Chains of ``row.k`` tokens: one forward for what is new, then one per further token for all rows at once.
+        """Chains: one forward for what is new, then one per further token for all rows at once."""
+        self._grower.propose(ctx, out)
 
-        A chain ends early where the chance that all of it is accepted falls below ``row.floor``.
-        """
-        active = [(i, row) for i, row in enumerate(ctx.rows) if row.k > 0]
-        if not active:
-            return
-        logits = self._catch_up([row for _, row in active])
-        drafts: dict[int, list[int]] = {i: [] for i, _ in active}
-        survival = dict.fromkeys(drafts, 1.0)
-        while True:
-            chosen, gaps = propose_rows(
-                logits, [Row(row.sampler, drafts[i], len(row.tokens) + len(drafts[i])) for i, row in active]
-            )
-            for (i, row), tokens, gap in zip(active, chosen, gaps, strict=True):
-                drafts[i].append(tokens[0])
-                _progress(row).gaps.append(gap)
-                survival[i] *= self._calibration.probability(gap, row.sampler.noise is None)
-            active = [
-                (i, row)
-                for i, row in active
-                if len(drafts[i]) < row.k and (survival[i] >= row.floor or len(drafts[i]) < row.least)
-            ]
-            if not active:
-                break
-            logits = self._forward([(row, [drafts[i][-1]]) for i, row in active])
-        for i, tokens in drafts.items():
-            out.put_chain(i, tokens)
+    def extend(self, nodes: Sequence[Ask]) -> Tensor:
+        """See growth.Source."""
+        return self._forward([(node.row, [node.token]) for node in nodes])
 
-    def _catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
-        """Bring every row's KV up to its last committed token; logits [R, V] behind it."""
+    def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
+        """See growth.Source."""
         work = []
         for row in rows:
             if row.state is None:
@@ -149,7 +126,6 @@ class DraftModel:
                 same += 1
             del done[same:]
             progress.committed = len(tokens)
-            progress.gaps.clear()
             while len(tokens) - len(done) > CATCH_UP_ROWS:
                 self._forward([(row, tokens[len(done) : len(done) + CATCH_UP_ROWS])])
             work.append((row, tokens[len(done) :]))
@@ -196,15 +172,12 @@ class DraftModel:
         return logits
 
     def commit(self, ctx: DraftContext) -> None:
-        """Learn how far gaps could be trusted. How much of its KV still holds the next proposal finds out itself."""
-        for row in ctx.rows:
-            gaps, greedy = _progress(row).gaps, row.sampler.noise is None
-            for depth, gap in enumerate(gaps[: row.accepted + 1]):
-                self._calibration.observe(gap, greedy, depth < row.accepted)
-            gaps.clear()
+        """Learn how far margins can be trusted. How much of its KV still holds the next proposal finds out itself."""
+        self._grower.commit(ctx)
 
     def release(self, seq_id: str) -> None:
-        """Nothing is kept outside the row and the pages."""
+        """Little is kept outside the row and the pages."""
+        self._grower.forget(seq_id)
 
 
 def _progress(row: DraftRow) -> _Progress:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar, cast
@@ -17,6 +17,9 @@ import msgspec
 
 from specproxy.drafters.base import Drafter
 from specproxy.errors import ConfigError
+from specproxy.heads.base import OwnText, TargetFacts
+from specproxy.kernels.paged import KVBuffers
+from specproxy.models.base import StepModel
 
 GROUP = "specproxy.drafters"
 OptionValue = str | int | float | bool | None
@@ -47,6 +50,25 @@ class Host(Protocol):
         ...
 
     @property
+    def target(self) -> TargetFacts:
+        """What a head shares with the target."""
+        ...
+
+    @property
+    def model(self) -> StepModel:
+        """The target itself, for drafters that are a part of it."""
+        ...
+
+    @property
+    def kv(self) -> KVBuffers:
+        """The target's KV."""
+        ...
+
+    def own_texts(self) -> Sequence[OwnText]:
+        """Texts that the target wrote, with its hidden states: made when first asked for."""
+        ...
+
+    @property
     def num_pages(self) -> int:
         """Pages of the pool, reserved ones included: a drafter with KV in the pool has as many."""
         ...
@@ -70,6 +92,11 @@ Loader = Callable[[str, Options, Host], Drafter]
 
 _BUILT_IN: Mapping[str, str] = {
     "draft_model": "specproxy.drafters.draft_model:load",
+    "eagle": "specproxy.drafters.heads:load_eagle",
+    "eagle3": "specproxy.drafters.heads:load_eagle3",
+    "layer_skip": "specproxy.drafters.layer_skip:load",
+    "medusa": "specproxy.drafters.heads:load_medusa",
+    "mtp": "specproxy.drafters.heads:load_mtp",
     "ngram": "specproxy.drafters.ngram:load",
     "prediction": "specproxy.drafters.prediction:load",
     "replay": "specproxy.drafters.replay:load",

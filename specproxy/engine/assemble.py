@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +19,16 @@ from specproxy.engine.drafting import Drafting
 from specproxy.engine.loop import Engine
 from specproxy.engine.memory import count_pages
 from specproxy.engine.numerics import describe, proven_rules
+from specproxy.engine.own_texts import write_own_texts
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.threads import Threads
 from specproxy.engine.warmup import measure_chains, measure_steps
 from specproxy.errors import ModelLoadError
+from specproxy.heads.base import OwnText, TargetFacts
 from specproxy.kernels.paged import KVBuffers
+from specproxy.models.base import StepModel
 from specproxy.models.loading import load_model, tokenizer_hash, tokenizer_size
 from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
 
@@ -40,14 +44,22 @@ class DrafterHost:
     max_model_len: int
     device: str
     tokenizer: str
+    target: TargetFacts
+    model: StepModel
+    kv: KVBuffers
     num_pages: int
     page_size: int
     tell: Callable[[str], None]
+    write_texts: Callable[[], list[OwnText]]
     listeners: list[Callable[[int], None]] = field(default_factory=list)
 
     def progress(self, what: str) -> None:
         """Tell whoever waits what is being done."""
         self.tell(what)
+
+    def own_texts(self) -> list[OwnText]:
+        """Texts that the target wrote."""
+        return self.write_texts()
 
     def on_allocate(self, listener: Callable[[int], None]) -> None:
         """Call ``listener`` with every page that changes hands."""
@@ -118,25 +130,29 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
     progress("numerics self-test")
     rules = proven_rules(model, PAGE_SIZE, threads, wanted.exactness)
     num_pages = count_pages(wanted, model.spec, PAGE_SIZE)
+    try:
+        kv = KVBuffers.allocate(model.spec.layers, num_pages, PAGE_SIZE, model.spec.dtype, model.spec.device)
+    except (RuntimeError, MemoryError) as error:
+        raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
+    runner = Runner(model, kv, rules, threads)
     host = DrafterHost(
         vocab_size=min(tokenizer_size(folder), model.spec.vocab_size),
         max_model_len=model.spec.max_len,
         device=model.spec.device,
         tokenizer=tokenizer_hash(folder),
+        target=_facts(model, folder),
+        model=model,
+        kv=kv,
         num_pages=num_pages,
         page_size=PAGE_SIZE,
         tell=progress,
+        write_texts=partial(write_own_texts, runner, folder, PAGE_SIZE),
     )
-    try:
-        kv = KVBuffers.allocate(model.spec.layers, num_pages, PAGE_SIZE, model.spec.dtype, model.spec.device)
-    except (RuntimeError, MemoryError) as error:
-        raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
     host.on_allocate(kv.zero_page)
     pool = PagePool(num_pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
-    runner = Runner(model, kv, rules, threads)
     progress("measuring step times")
     controller = Controller(CostTable(measure_steps(runner, pool, host.vocab_size)), time.monotonic)
-    drafting = Drafting(controller, time.monotonic, trees=False, max_rows=wanted.max_sequences)
+    drafting = Drafting(controller, time.monotonic, trees=rules.trees or not rules.exact, max_rows=wanted.max_sequences)
     scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, drafting.release)
     engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic)
     info = ModelInfo(
@@ -151,3 +167,19 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         progress(f"loading drafter {name}")
         assembled.load_drafter(name, drafter_config)
     return assembled
+
+
+def _facts(model: StepModel, folder: Path) -> TargetFacts:
+    """What heads share with the target."""
+    spec = model.spec
+    return TargetFacts(
+        embed=model.embed,
+        head=model.head,
+        config=model.config,
+        folder=folder,
+        hidden_size=spec.hidden_size,
+        num_layers=len(spec.layers),
+        vocab_size=spec.vocab_size,
+        dtype=spec.dtype,
+        device=spec.device,
+    )

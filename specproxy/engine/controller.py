@@ -35,8 +35,9 @@ PROBE_KNOWN = 2
 class Candidate(NamedTuple):
     """A drafter that could serve a row now.
 
-    ``max_k``: nodes it may draft, after window, remaining tokens, pages; the guess's length where ``known`` (the guess
-    exists already and costs nothing more). ``prior``: ``Needs.prior`` of its confidence ``bucket``.
+    ``max_k``: levels it may draft, after window, remaining tokens, pages; the guess's length where ``known`` (the guess
+    exists already and costs nothing more). ``prior``: ``Needs.prior`` of its confidence ``bucket``. ``spread``: rows of
+    the target's step that a level takes.
     """
 
     drafter: str
@@ -44,6 +45,7 @@ class Candidate(NamedTuple):
     bucket: int = 0
     known: bool = False
     prior: float = DEFAULT_PRIOR
+    spread: int = 1
 
 
 class Request(NamedTuple):
@@ -58,9 +60,9 @@ class Request(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a row does: draft ``k`` tokens with ``drafter``, or nothing (``None``, 0).
+    """What a row does: draft ``k`` levels with ``drafter``, or nothing (``None``, 0).
 
-    ``expected``: tokens that the row gains by the step on average, the bonus token included.
+    ``expected``: tokens that the row gains by the step on average, the bonus token included. ``spread``: nodes a level.
     """
 
     drafter: str | None
@@ -68,6 +70,7 @@ class Choice(NamedTuple):
     bucket: int = 0
     expected: float = 1.0
     probe: bool = False
+    spread: int = 1
 
 
 PLAIN = Choice(None, 0)
@@ -117,19 +120,22 @@ class Controller:
         self._probe(rows, load, batch_rows)
         return [_settle(row) for row in rows]
 
-    def floor(self, choice: Choice, rows: int) -> float:
-        """Chance of acceptance that pays for one more token of the chosen drafter's chain, in a step of ``rows`` alike.
+    def worth(self, choice: Choice, rows: int) -> tuple[float, float]:
+        """Chances of acceptance that pay for one more level of the chosen drafter's draft, and for one more node of a
+        level, in a step of ``rows`` alike.
 
-        It is what drafting and verifying that token costs, in tokens at the rate the step is expected to run.
+        They are what drafting and verifying a level, and verifying a node, cost, in tokens at the rate that the step is
+        expected to run at.
         """
-        costs = self.costs
+        costs, nodes = self.costs, choice.k * choice.spread
         if choice.drafter is None:
-            return 0.0
+            return 0.0, 0.0
         drafting = costs.chain(choice.drafter, rows, choice.k)
-        verifying = costs.step(rows * (choice.k + 1))
+        verifying = costs.step(rows * (nodes + 1))
         rate = rows * choice.expected / (verifying + drafting)
-        further = drafting - costs.chain(choice.drafter, rows, choice.k - 1) + verifying - costs.step(rows * choice.k)
-        return min(1.0, rate * further / rows)
+        last = verifying - costs.step(rows * (nodes - choice.spread + 1))
+        level = drafting - costs.chain(choice.drafter, rows, choice.k - 1) + last
+        return min(1.0, rate * level / rows), min(1.0, rate * last / (rows * choice.spread))
 
     def observe(self, group: str, drafter: str, bucket: int, drafted: int, accepted: int) -> None:
         """Of a chain of ``drafted`` tokens ``accepted`` were.
@@ -171,14 +177,15 @@ class Controller:
         group, decision = self._groups.get(request.group), request.decision
         most, least, adaptive = decision.k_max, decision.k_min, decision.adaptive
         offers, tracks = [], []
-        for drafter, max_k, bucket, known, prior in request.candidates:
+        for drafter, max_k, bucket, known, prior, spread in request.candidates:
             high = max_k if most is None or most > max_k else most
             if high <= 0:
                 continue
             low = max(1, min(least, high)) if adaptive else high
             track = group.track(drafter, bucket, prior)
             sticky = track.last_k if group.last == drafter else -1
-            offers.append(Offer(drafter, bucket, known, lengths(low, high), track.acceptance.expected(high), sticky))
+            expected = track.acceptance.expected(high)
+            offers.append(Offer(drafter, bucket, known, lengths(low, high), expected, sticky, spread))
             tracks.append(track)
         return _Row(group, offers, tracks, adaptive and least <= 0, not decision.auto)
 
@@ -229,7 +236,7 @@ def _settle(row: _Row) -> Choice:
     else:
         track.chosen(pick.k)
         group.last = offer.drafter
-    return Choice(offer.drafter, pick.k, offer.bucket, 1.0 + pick.gain, row.probe)
+    return Choice(offer.drafter, pick.k, offer.bucket, 1.0 + pick.gain, row.probe, offer.spread)
 
 
 def _pick(row: _Row, load: StepLoad, times: int) -> Pick:

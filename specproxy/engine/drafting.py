@@ -10,7 +10,11 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
+from specproxy.drafters.hidden import MAX_WAITING
 from specproxy.engine.controller import Candidate, Choice, Controller, Request
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import first_chain, is_chain
@@ -28,12 +32,22 @@ class _Guess:
 
 @dataclass
 class Draft:
-    """A row's draft tree. ``choice`` is ``None`` where nothing was drafted; ``said``: what host drafters guessed."""
+    """A row's draft tree. ``choice`` is ``None`` where nothing was drafted; ``said``: what host drafters guessed;
+    ``kept``: the drafter's nodes that these are, where some were left out."""
 
     tokens: list[int]
     parents: list[int]
     choice: Choice | None = None
     said: dict[str, _Guess] = field(default_factory=dict)
+    kept: list[int] | None = None
+
+    @property
+    def levels(self) -> int:
+        """Depth of the deepest node."""
+        depths = [0]
+        for parent in self.parents:
+            depths.append(depths[parent + 1] + 1)
+        return max(depths)
 
 
 NO_DRAFT = Draft([], [])
@@ -49,6 +63,7 @@ class Drafting:
     def __init__(self, controller: Controller, clock: Callable[[], float], *, trees: bool, max_rows: int) -> None:
         """``trees``: whether trees were proven bitwise. ``max_rows``: sequences that a drafter is asked for at once."""
         self.drafters: dict[str, Drafter] = {}
+        self._readers: set[str] = set()
         self._controller = controller
         self._clock = clock
         self._trees = trees
@@ -60,6 +75,7 @@ class Drafting:
         sequence.begun.clear()
         for name, row in sequence.drafts.items():
             row.state = None
+            row.hidden.clear()
             if name in self.drafters:
                 self.drafters[name].release(sequence.id)
 
@@ -67,14 +83,35 @@ class Drafting:
         """A drafter was loaded, perhaps in place of one of the same name. ``chains``: what drafting was measured at."""
         self.forget(drafter.name)
         self.drafters[drafter.name] = drafter
+        if drafter.needs.hidden:
+            self._readers.add(drafter.name)
         if chains:
             self._controller.costs.set_chain(drafter.name, chains)
 
     def forget(self, name: str) -> None:
         """A drafter was unloaded."""
         self.drafters.pop(name, None)
+        self._readers.discard(name)
         self._batches.pop(name, None)
         self._controller.forget(name)
+
+    def hidden(self, sequences: Rows[Sequence]) -> tuple[int, ...]:
+        """The target's states that drafters of these sequences read; none where their routes are off."""
+        if not self._readers:
+            return ()
+        names = {name for s in sequences for name in s.decision.drafters}
+        return tuple(sorted({state for name in names & self._readers for state in self.drafters[name].needs.hidden}))
+
+    def feed(self, s: Sequence, position: int, states: Mapping[int, Tensor], rows: slice | list[int]) -> None:
+        """``rows`` of a step's captured ``states`` [T, D] are those of committed tokens from ``position`` on."""
+        for name in s.decision.drafters:
+            if name not in self._readers:
+                continue
+            row = s.row(name)
+            row.hidden.append(position, torch.cat([states[i][rows] for i in self.drafters[name].needs.hidden], 1))
+            if len(row.hidden) >= MAX_WAITING:
+                s.begun.add(name)
+                self.drafters[name].prefill(DraftContext([row]))
 
     def propose(self, sequences: Rows[Sequence], budget: Budget) -> list[Draft]:
         """One draft per sequence, in order."""
@@ -103,29 +140,33 @@ class Drafting:
             self._ask_device(name, group_rows, drafts)
         return [drafts.get(s.id, NO_DRAFT) for s in sequences]
 
-    def settle(self, sequence: Sequence, draft: Draft, accepted: int, output: Rows[int]) -> None:
-        """Book how a draft fared. ``output``: what the row committed; it also judges guesses that were not used."""
+    def settle(self, sequence: Sequence, draft: Draft, path: Rows[int], output: Rows[int]) -> None:
+        """Book how a draft fared. ``path``: its accepted nodes. ``output``: what the row commits; it also judges
+        guesses that were not used."""
         choice = draft.choice
         for name, guess in draft.said.items():
             if is_chain(guess.parents):
                 self._controller.observe_guess(sequence.group, name, guess.bucket, guess.tokens, output)
         if choice is None or choice.drafter is None:
             return
-        drafted = len(draft.tokens)
-        sequence.count(choice.drafter, drafted, accepted)
+        levels = draft.levels
+        sequence.count(choice.drafter, len(draft.tokens), levels, len(path))
         row = sequence.row(choice.drafter)
-        row.accepted = accepted
+        row.path = path if draft.kept is None else [draft.kept[node] for node in path]
         if choice.drafter not in draft.said:
-            # A chain that its drafter cut for lack of confidence counts as having failed at the cut: the estimate is
+            # A draft that its drafter cut for lack of confidence counts as having failed at the cut: the estimate is
             # of what asking for K brings, and the cost table learns what asking for K costs.
-            asked = min(row.k, drafted + 1)
-            self._controller.observe(sequence.group, choice.drafter, choice.bucket, asked, accepted)
+            asked = min(row.k, levels + 1)
+            self._controller.observe(sequence.group, choice.drafter, choice.bucket, asked, len(path))
         self.drafters[choice.drafter].commit(DraftContext([row]))
 
     def _caps(self, s: Sequence, budget: Budget) -> dict[str, int]:
-        """Nodes that each drafter of the sequence may draft: policy, own limit, window, what the answer still takes."""
-        decision = s.decision
-        caps = {}
+        """Levels that each drafter of the sequence may draft: policy, own limit, window, what the answer still takes.
+
+        ``room`` of its rows: nodes, by pages and the widest step.
+        """
+        decision, trees = s.decision, self._may_branch(s)
+        caps, nodes = {}, 0
         for name in decision.drafters:
             drafter = self.drafters.get(name)
             if drafter is None:
@@ -134,8 +175,16 @@ class Drafting:
             if drafter.needs.window is not None:
                 limit = min(limit, drafter.needs.window - len(s.tokens))
             caps[name] = max(0, limit)
-        room = budget(s, max(caps.values(), default=0))
+            nodes = max(nodes, limit * (drafter.needs.spread if trees else 1))
+        room = budget(s, min(MAX_TREE_NODES, nodes))
+        for name, cap in caps.items():
+            row, spread = s.row(name), self.drafters[name].needs.spread if trees else 1
+            row.room, row.tree = min(room, cap * spread), spread > 1
         return {name: min(cap, room) for name, cap in caps.items() if min(cap, room) > 0}
+
+    def _may_branch(self, s: Sequence) -> bool:
+        """Whether trees keep the route's promise: they are proven, or it allows numeric."""
+        return self._trees or s.decision.exactness == "numeric"
 
     def _ask_host(self, active: Rows[Sequence], caps: dict[str, dict[str, int]]) -> dict[str, dict[str, _Guess]]:
         """What every host drafter says for the rows that may use it; in an ordered list only until one has a guess."""
@@ -179,7 +228,9 @@ class Drafting:
                 prior = self.drafters[name].needs.prior[guess.bucket]
                 out.append(Candidate(name, min(caps[name], len(guess.tokens)), guess.bucket, True, prior))
             elif self.drafters[name].needs.place == "device":
-                out.append(Candidate(name, caps[name], 0, False, self.drafters[name].needs.prior[0]))
+                needs = self.drafters[name].needs
+                spread = needs.spread if s.row(name).tree else 1
+                out.append(Candidate(name, caps[name], 0, False, needs.prior[0], spread))
         return out
 
     def _ask_device(self, name: str, wanted: Rows[tuple[Sequence, Choice]], drafts: dict[str, Draft]) -> None:
@@ -189,7 +240,8 @@ class Drafting:
             part = wanted[start : start + self._rows]
             rows = [self._row(s, name, choice.k) for s, choice in part]
             for row, (s, choice) in zip(rows, part, strict=True):
-                row.floor = self._controller.floor(choice, len(part)) if s.decision.adaptive else 0.0
+                row.room = min(row.room, choice.k * choice.spread)
+                row.floor, row.keep = self._controller.worth(choice, len(part)) if s.decision.adaptive else (0.0, 0.0)
                 row.least = s.decision.k_min
             batch.clear(len(rows))
             began = self._clock()
@@ -205,10 +257,10 @@ class Drafting:
         self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice, said: dict[str, _Guess]
     ) -> Draft:
         """A tree where trees are proven or the route allows numeric; else its preferred chain."""
-        if not is_chain(parents) and not (self._trees or s.decision.exactness == "numeric"):
-            path = first_chain(parents)
-            tokens, parents = [tokens[i] for i in path], list(range(-1, len(path) - 1))
-        return Draft(tokens, parents, choice, said)
+        if is_chain(parents) or self._may_branch(s):
+            return Draft(tokens, parents, choice, said)
+        kept = first_chain(parents)
+        return Draft([tokens[i] for i in kept], list(range(-1, len(kept) - 1)), choice, said, kept)
 
     def _row(self, s: Sequence, name: str, k: int) -> DraftRow:
         """The sequence's row for a drafter that may draft ``k`` nodes; the drafter has seen what is committed."""
@@ -222,6 +274,7 @@ class Drafting:
     def _batch(self, name: str) -> DraftBatch:
         batch = self._batches.get(name)
         if batch is None:
-            nodes = min(MAX_TREE_NODES, self.drafters[name].needs.max_k)
+            needs = self.drafters[name].needs
+            nodes = min(MAX_TREE_NODES, needs.max_k * needs.spread)
             batch = self._batches[name] = DraftBatch.allocate(self._rows, nodes)
         return batch

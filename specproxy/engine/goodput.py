@@ -23,7 +23,8 @@ def lengths(low: int, high: int) -> tuple[int, ...]:
 class Offer(NamedTuple):
     """A drafter for one row, with bounds on K.
 
-    ``lengths``: K to choose from, rising, 1 or more. ``expected[k]``: tokens accepted on average of k drafted.
+    ``lengths``: K to choose from, rising, 1 or more. ``expected[k]``: tokens accepted on average of k levels drafted.
+    ``spread``: rows of the step that a level takes.
     ``known``: the guess exists, so that only the target's rows cost. ``sticky``: the K chosen last time, if this
     drafter was (-1: another was), for hysteresis.
     """
@@ -34,6 +35,7 @@ class Offer(NamedTuple):
     lengths: tuple[int, ...]
     expected: list[float]
     sticky: int
+    spread: int = 1
 
 
 @dataclass(slots=True)
@@ -43,6 +45,11 @@ class Pick:
     offer: Offer | None = None
     k: int = 0
     rate: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the step that the drafts take."""
+        return 0 if self.offer is None else self.k * self.offer.spread
 
     @property
     def gain(self) -> float:
@@ -78,7 +85,7 @@ class StepLoad:
             self.chains[pick.offer.drafter].remove(pick.k)
 
     def _change(self, pick: Pick, sign: int) -> None:
-        self.rows += sign * pick.k
+        self.rows += sign * pick.rows
         self.tokens += sign * pick.gain
 
     def rate(self) -> float:
@@ -106,7 +113,7 @@ class StepLoad:
         most = tokens + times * expected[offer.lengths[-1]]
         best_k, best_rate = 0, 0.0
         for k in offer.lengths:
-            seconds = step(rows + times * k) + other
+            seconds = step(rows + times * k * offer.spread) + other
             if not known:
                 seconds += chain(drafter, company, k if k > deepest else deepest)
             rate = (tokens + times * expected[k]) / seconds

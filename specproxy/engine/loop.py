@@ -6,7 +6,7 @@ this file (who runs with whom, who drafts, who was preempted) can change one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 
@@ -120,7 +120,12 @@ class Engine:
         step = prefill_step(s.tokens, base, s.computed, end, s.table, self.runner.kv, rows, self.runner.rules.trim)
         if s.submission.params.prompt_logprobs is not None:
             self._score_prompt(s, step, end)
-        logits, _ = self.runner.run(step)
+        hidden = self.drafting.hidden([s])
+        logits, taps = self.runner.run(step, hidden)
+        if hidden:
+            first = step.positions[0]
+            states = dict(zip(hidden, taps, strict=True))
+            self.drafting.feed(s, s.computed, states, slice(s.computed - first, end - first))
         s.computed = end
         self.scheduler.publish(s)
         self.times.add("prefill", self._clock() - began)
@@ -195,24 +200,35 @@ class Engine:
         for s, draft in zip(sequences, drafts, strict=True):
             first.append(len(step.sample))
             rows += self._add(step, s, draft)
-        logits, _ = self.runner.run(step)
+        hidden = self.drafting.hidden(sequences)
+        logits, taps = self.runner.run(step, hidden)
+        states = dict(zip(hidden, taps, strict=True))
         sampled = sample_finite(logits, rows) if rows else []
         seconds = self._clock() - began
         self._controller.observe_step(len(step.ids), seconds)
         self.times.add("decode", seconds)
         deltas = []
-        for s, draft, at in zip(sequences, drafts, first, strict=True):
+        for s, draft, at, span in zip(sequences, drafts, first, step.spans, strict=True):
             replayed = min(len(s.pending), self.runner.rules.max_rows)
             if len(s.pending) > replayed:
+                self._feed(s, states, span.start, replayed, ())
                 s.computed += replayed
                 continue
             nodes = len(draft.tokens)
             accepted, bonus = walk(draft.tokens, draft.parents, nodes, sampled[at : at + 1 + nodes])
+            self._feed(s, states, span.start, replayed, accepted)
             self._keep_path(s, draft, replayed, accepted)
             tokens = [*(draft.tokens[i] for i in accepted), bonus]
-            self.drafting.settle(s, draft, len(accepted), tokens)
+            self.drafting.settle(s, draft, accepted, tokens)
             deltas.append(self._commit(s, tokens, logits, [at, *(at + 1 + i for i in accepted)]))
         return deltas
+
+    def _feed(self, s: Sequence, states: Mapping[int, Tensor], start: int, replayed: int, accepted: Rows[int]) -> None:
+        """Give drafters the hidden states of what is committed: of ``replayed`` rows from ``start`` on, and behind
+        them of the accepted nodes."""
+        if states:
+            rows = [*range(start, start + replayed), *(start + replayed + node for node in accepted)]
+            self.drafting.feed(s, s.computed, states, rows)
 
     def _add(self, step: Step, s: Sequence, draft: Draft) -> list[Row]:
         """Put a sequence's rows into the step; returns what to sample at each of them."""

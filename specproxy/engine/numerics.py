@@ -17,7 +17,7 @@ from specproxy.models.base import StepModel
 from specproxy.models.machine import cache_folder, cpu_identity
 from specproxy.vocabulary import Numerics
 
-SELFTEST_VERSION = 9
+SELFTEST_VERSION = 10
 """Part of the fingerprint: raise it when the test, the attention or the step changes."""
 
 EXPERTS = ("moe", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "minimax")

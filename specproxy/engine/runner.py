@@ -14,8 +14,8 @@ from torch import Tensor
 
 from specproxy.engine.step import Step
 from specproxy.engine.threads import Threads
-from specproxy.kernels.attention import plan_attention
 from specproxy.kernels.paged import KVBuffers
+from specproxy.kernels.plan import plan_attention
 from specproxy.models.base import StepModel
 from specproxy.vocabulary import Exactness
 
@@ -26,7 +26,8 @@ class Rules:
 
     ``widths``: row counts a decode step may have, ascending; empty means any up to ``max_rows``. ``prefill_rows``: rows
     of a prefill chunk, aligned to absolute positions. ``one_provenance``: prefill and decode were proven to write the
-    same KV, so pages of generated tokens may serve later prompts. ``trim``: prefill chunks may leave padding rows out
+    same KV, so pages of generated tokens may serve later prompts. ``trees``: a tree's rows were proven to equal those
+    of its paths. ``trim``: prefill chunks may leave padding rows out
     down to a multiple of this many (0: never).
     """
 
@@ -35,6 +36,7 @@ class Rules:
     max_rows: int
     prefill_rows: int
     one_provenance: bool = False
+    trees: bool = False
     trim: int = 0
     detail: str = ""
 

@@ -44,6 +44,10 @@ PREFILL_ROWS = 128
 """Rows of a prefill chunk, as many as a key block has keys, so that all rows of a chunk read equally far."""
 
 
+TREES = ((-1, -1, 0, 1, 1, 2, 4, 0, 6, 5), (*(-1, 0, 1, 2, 3, 4, 5, 6), *(-1, 8, 9, 10, 11), *(3, 13, 14)))
+"""Parents of the trees that are tried: one of short branches, levels one behind the other, and one of long ones."""
+
+
 class SelfTest:
     """Bitwise comparisons on one loaded model. Uses buffers of its own, so that no page of the pool is touched."""
 
@@ -86,11 +90,13 @@ class SelfTest:
         if not self._cutoffs_hold(at, reference):
             return self._numeric("sampling one row and many rows differed")
         if len(proven) > 1 and proven[0] <= FIXED_WIDTH:
-            one = self._provenance_agrees(at, reference)
+            trees = all(self._trees_agree(at, tuple(proven)) for at in self._contexts)
+            one = self._provenance_agrees(at, self._reference(at))
             trim = TRIM if self._trim_agrees(at) else 0
-            return Rules("bitwise", tuple(proven), proven[-1], self._prefill_rows, one, trim)
+            return Rules("bitwise", tuple(proven), proven[-1], self._prefill_rows, one, trees, trim)
         if self._same(at, FIXED_WIDTH, self._decode(at, FIXED_WIDTH, WIDEST)):
-            return Rules("bitwise-fixed", (FIXED_WIDTH,), FIXED_WIDTH, self._prefill_rows)
+            trees = all(self._trees_agree(at, (FIXED_WIDTH,)) for at in self._contexts)
+            return Rules("bitwise-fixed", (FIXED_WIDTH,), FIXED_WIDTH, self._prefill_rows, trees=trees)
         return self._numeric(f"rows differ between steps of {FIXED_WIDTH} rows that hold other sequences")
 
     def _numeric(self, why: str) -> Rules:
@@ -167,6 +173,29 @@ class SelfTest:
         return all(
             torch.equal(self._beside(at, WIDEST, length), reference[:length]) for length in range(1, LONGEST_CHAIN + 1)
         )
+
+    def _trees_agree(self, at: int, widths: tuple[int, ...]) -> bool:
+        """Whether every node of two trees gives the bits that it gives as the end of its own path, within a key block
+        and where the tree's third level is in the next."""
+        crossing = at - at % KEY_BLOCK + KEY_BLOCK - 3
+        places = [place for place in (at, crossing) if place <= self._contexts[-1] + WIDEST // 2]
+        return all(self._tree_agrees(place, widths, parents) for place in places for parents in TREES)
+
+    def _tree_agrees(self, at: int, widths: tuple[int, ...], parents: Sequence[int]) -> bool:
+        runner = self._runner(widths)
+        root, *tokens = self._tokens[1][: len(parents) + 1]
+        tree = Step("decode")
+        tree.add_tree(root, tokens, parents, at, self._tables[0], self._page)
+        together = runner.run(tree)[0]
+        for node in range(len(parents)):
+            path = [node]
+            while parents[path[0]] >= 0:
+                path.insert(0, parents[path[0]])
+            chain = Step("decode")
+            chain.add_chain([root, *(tokens[i] for i in path)], at, self._tables[0], self._page, len(path))
+            if not torch.equal(runner.run(chain)[0][0], together[node + 1]):
+                return False
+        return True
 
     def _provenance_agrees(self, at: int, reference: Tensor) -> bool:
         """Whether prefilling the decoded tokens writes the same KV, seen through the logits behind them."""

@@ -86,15 +86,15 @@ class Sequence:
             )
         return row
 
-    def count(self, drafter: str, drafted: int, accepted: int) -> None:
-        """Book one step of ``drafter``: ``accepted`` of ``drafted`` tokens stayed."""
+    def count(self, drafter: str, drafted: int, levels: int, accepted: int) -> None:
+        """Book one step of ``drafter``: of ``drafted`` tokens on so many ``levels`` ``accepted`` stayed."""
         counts = self.counts.get(drafter)
         if counts is None:
             counts = self.counts[drafter] = DraftCounts(drafter)
         counts.steps += 1
         counts.drafted += drafted
         counts.accepted += accepted
-        for column, depth in ((counts.drafted_at, drafted), (counts.accepted_at, accepted)):
+        for column, depth in ((counts.drafted_at, levels), (counts.accepted_at, accepted)):
             column.extend([0] * (depth - len(column)))
             for i in range(depth):
                 column[i] += 1

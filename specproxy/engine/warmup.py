@@ -14,7 +14,7 @@ from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
 from specproxy.engine.step import Step
 from specproxy.sampling.sampler import Row, Sampler, sample_rows
-from specproxy.vocabulary import SamplingParams
+from specproxy.vocabulary import MAX_TREE_NODES, SamplingParams
 
 CONTEXT = 300
 STEP_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -32,8 +32,9 @@ class Warmup:
         self._pool = pool
         self._vocab = vocab_size
         self._context = min(CONTEXT, runner.model.spec.max_len // 2)
-        self._states: dict[tuple[str, int], object] = {}
-        pages = -(-(self._context + ROWS_PER_SEQUENCE + max(CHAIN_LENGTHS)) // pool.page_size)
+        self._rows: dict[tuple[str, int], DraftRow] = {}
+        calls = len(CHAIN_ROWS) * len(CHAIN_LENGTHS) * (REPEATS + 1)
+        pages = -(-(self._context + calls + MAX_TREE_NODES + 1) // pool.page_size)
         self._tables = [self._borrow(pages) for _ in range(min(max(CHAIN_ROWS), pool.available // pages))]
 
     def _borrow(self, pages: int) -> list[int]:
@@ -84,25 +85,34 @@ class Warmup:
         sample_rows(self._runner.run(step)[0], samples)
 
     def _draft(self, drafter: Drafter, rows: int, k: int) -> None:
-        batch = DraftBatch.allocate(rows, k)
-        ctx = DraftContext(
-            [
-                DraftRow(
-                    seq_id=f"warmup-{i}",
-                    tokens=[0] * (self._context + 1),
-                    num_prompt=1,
-                    k=k,
-                    group="",
-                    sampler=self._sampler(),
-                    pages=self._tables[i],
-                    state=self._states.get((drafter.name, i)),
-                )
-                for i in range(rows)
-            ]
-        )
-        drafter.propose(ctx, batch)
-        for i, row in enumerate(ctx.rows):
-            self._states[drafter.name, i] = row.state
+        """One draft of each row, a token after the last one."""
+        needs = drafter.needs
+        ctx = DraftContext([self._advance(drafter, i) for i in range(rows)])
+        for row in ctx.rows:
+            row.k, row.room, row.tree = k, k * needs.spread, needs.spread > 1
+        drafter.propose(ctx, DraftBatch.allocate(rows, k * needs.spread))
+
+    def _advance(self, drafter: Drafter, i: int) -> DraftRow:
+        """The row of a sequence that has grown by a token since it was last drafted for."""
+        row = self._rows.get((drafter.name, i))
+        known = self._context if row is None else len(row.tokens)
+        if row is None:
+            tokens = [0] * known
+            row = DraftRow(f"warmup-{i}", tokens, known, 0, "", self._sampler(), pages=self._tables[i])
+            self._rows[drafter.name, i] = row
+            self._see(row, drafter, 0, known)
+            drafter.prefill(DraftContext([row]))
+        else:
+            self._see(row, drafter, known - 1, known)
+        row.tokens = [0] * (known + 1)
+        return row
+
+    def _see(self, row: DraftRow, drafter: Drafter, start: int, end: int) -> None:
+        """Hidden states of positions from ``start`` on, as the drafter reads them."""
+        spec, needs = self._runner.model.spec, drafter.needs
+        if needs.hidden:
+            width = spec.hidden_size * len(needs.hidden)
+            row.hidden.append(start, torch.zeros(end - start, width, dtype=spec.dtype, device=spec.device))
 
 
 def measure_steps(runner: Runner, pool: PagePool, vocab_size: int) -> dict[int, float]:

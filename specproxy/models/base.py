@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
+
+FINAL = -1
+"""A hidden state: the one behind the final norm. i >= 1 means the residual stream after i layers, not normed."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,18 @@ class ModelSpec:
 
 
 class StepModel(Protocol):
-    """A model as the runner sees it."""
+    """A model as the runner sees it. ``config``: its transformers configuration (of the text part)."""
 
     spec: ModelSpec
+    config: Any
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [T, D] of ids [T], as the first layer takes them."""
+        ...
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits [N, V] of states [N, D] behind the final norm."""
+        ...
 
     def products(self) -> list[tuple[Callable[[Tensor], Tensor], int]]:
         """Every row-wise product and norm of the model, one for each distinct shape, with the width of its input."""
@@ -52,7 +64,7 @@ class StepModel(Protocol):
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the rows ids [T], positions [T] (int64), writing KV to ``plan.slots``.
 
-        Returns logits [N, V] of ``rows`` [N] (all rows when ``None``), in the model's dtype, and the outputs [T, D] of
-        the layers named in ``hidden``.
+        Returns logits [N, V] of ``rows`` [N] (all rows when ``None``), in the model's dtype, and the states [T, D] of
+        all rows that ``hidden`` names: 1 <= i < number of layers, or FINAL.
         """
         ...

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specproxy.kernels import attention, paged
+from specproxy.kernels import explicit, paged, row_attention
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models import compiler, fused, linear
 from specproxy.models.base import StepModel
@@ -124,7 +124,8 @@ def _compile(path: str, dtype: str, page_size: int, threads: int, library: Path)
 def _fingerprint(model: FusedModel, page_size: int, threads: int) -> str:
     """Identity of what a library was made of: weights, processor, torch, and the source that was traced."""
     spec = model.spec
-    sources = [Path(str(module.__file__)).read_bytes() for module in (attention, paged, fused, linear, compiler)]
+    traced = (explicit, paged, row_attention, fused, linear, compiler)
+    sources = [Path(str(module.__file__)).read_bytes() for module in traced]
     facts = [
         cpu_identity(),
         str(torch.__version__),

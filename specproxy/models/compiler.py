@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specproxy.kernels.attention import RowAttention
 from specproxy.kernels.paged import KEY_BLOCK, KVBuffers
+from specproxy.kernels.row_attention import RowAttention
 from specproxy.models.fused import FusedModel
 from specproxy.models.linear import Linear
 from specproxy.models.loading import load_model

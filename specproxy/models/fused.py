@@ -19,7 +19,7 @@ from torch import Tensor
 
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers
-from specproxy.models.base import ModelSpec
+from specproxy.models.base import FINAL, ModelSpec
 from specproxy.models.linear import Linear, make_linear
 from specproxy.models.norm import Norm, make_rms_norm
 
@@ -80,6 +80,7 @@ class FusedModel:
         config, base = stock.config, stock.model
         self.spec = spec
         self.stock = stock
+        self.config = config
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._eps = config.rms_norm_eps
         self._make_linear, self._make_norm = linear, norm
@@ -88,7 +89,7 @@ class FusedModel:
         self._norm = norm(base.norm.weight, self._eps)
         self._products: dict[tuple[int, ...], tuple[Linear, int]] = {}
         self._layers = [self._fuse(layer, FAMILIES[config.model_type], config) for layer in base.layers]
-        self._head = self._product(stock.lm_head.weight, stock.lm_head.bias)
+        self.head = self._product(stock.lm_head.weight, stock.lm_head.bias)
         self._cos, self._sin = self._rotary_tables(base)
 
     def _fuse(self, layer: Any, family: Family, config: Any) -> _Layer:
@@ -130,6 +131,10 @@ class FusedModel:
         sin[..., : sin.shape[-1] // 2].neg_()
         return cos[0, :, None].contiguous(), sin[0, :, None].contiguous()
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """See StepModel.embed."""
+        return F.embedding(ids, self._embedding)
+
     def forward(
         self,
         ids: Tensor,
@@ -138,22 +143,25 @@ class FusedModel:
         kv: KVBuffers,
         rows: Tensor | None,
         hidden: Sequence[int] = (),
+        depth: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """See StepModel.forward."""
-        x = F.embedding(ids, self._embedding)
+        """See StepModel.forward. ``depth``: only that many layers run, then norm and head."""
+        x = self.embed(ids)
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
         taps: dict[int, Tensor] = {}
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self._layers[:depth]):
+            if index in hidden:
+                taps[index] = x
             normed = layer.input_norm(x)
             x = x + layer.o(self._attention(index, layer, normed, cos, sin, plan, kv))
             gate, up = layer.gate_up(layer.post_norm(x)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
-            if index in hidden:
-                taps[index] = x
-        if rows is not None:
-            x = x.index_select(0, rows)
-        logits = self._head(self._norm(x))
-        return logits, [taps[i] for i in hidden]
+        if FINAL in hidden:
+            x = taps[FINAL] = self._norm(x)
+            x = x if rows is None else x.index_select(0, rows)
+        else:
+            x = self._norm(x if rows is None else x.index_select(0, rows))
+        return self.head(x), [taps[i] for i in hidden]
 
     def _attention(
         self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, plan: Attention, kv: KVBuffers

@@ -19,7 +19,7 @@ from torch import Tensor
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
-from specproxy.models.base import ModelSpec
+from specproxy.models.base import FINAL, ModelSpec
 
 _instance_numbers = itertools.count()
 
@@ -40,6 +40,9 @@ class GenericModel:
         from transformers import AttentionInterface, AttentionMaskInterface
 
         self.stock = stock
+        self.config = stock.config.get_text_config()
+        self.embed = stock.get_input_embeddings()
+        self.head = stock.get_output_embeddings()
         self._context = _StepContext()
         name = f"specproxy_{next(_instance_numbers)}"
         AttentionInterface.register(name, self._attention)
@@ -92,15 +95,19 @@ class GenericModel:
         """See StepModel.forward."""
         self._context.plan, self._context.kv = plan, kv
         self.stock.set_attn_implementation(self._name)
+        layers = [self._output_of(state) for state in hidden]
         result = self.stock(
             input_ids=ids[None],
             position_ids=positions[None],
             use_cache=False,
             logits_to_keep=rows if rows is not None else 0,
-            **({"output_hidden_states": list(hidden)} if hidden else {}),
+            **({"output_hidden_states": layers} if layers else {}),
         )
-        taps = [h[0] for h in result.hidden_states] if hidden else []
-        return result.logits[0], taps
+        return result.logits[0], [result.hidden_states[layer][0] for layer in layers]
+
+    def _output_of(self, state: int) -> int:
+        """transformers counts outputs from layer 0, and gives the last one normed."""
+        return len(self.spec.layers) - 1 if state == FINAL else state - 1
 
     def _attention(
         self,

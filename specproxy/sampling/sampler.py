@@ -121,11 +121,12 @@ class Row(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """``tokens[N]``: at most b ids each, best first, at least one. ``gap[N]``: distance of the two best perturbed
-    scores, inf where only one id is left; it predicts acceptance."""
+    """``tokens[N]``: at most b ids each, best first, at least one. ``margins[N]``: how clearly each was drawn, which
+    predicts acceptance: the best one's distance to the second best perturbed score, inf where only one id is left;
+    of the others the distance to the best, negative."""
 
     tokens: list[list[int]]
-    gap: list[float]
+    margins: list[list[float]]
 
 
 def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
@@ -145,12 +146,12 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
 
 
 def propose_rows(logits: torch.Tensor, rows: Sequence[Row], b: int = 1) -> Proposals:
-    """Coupled drafting: what ``sample_rows`` would choose from a drafter's logits[N, W], the b best, and the gap.
+    """Coupled drafting: what ``sample_rows`` would choose from a drafter's logits[N, W], the b best, and margins.
 
-    NaN gives any token, with gap 0.
+    NaN gives any token, with margin 0.
     """
     found = _winners(logits, rows, max(b, 2))
-    return Proposals([row.ids[:b] for row in found], [_gap(row.scores) for row in found])
+    return Proposals([row.ids[:b] for row in found], [_margins(row.scores)[: len(row.ids[:b])] for row in found])
 
 
 def token_logprobs(
@@ -215,11 +216,13 @@ def _float_rows(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     return logits.detach()[:, : rows[0].sampler.vocab_size].float() if rows else logits
 
 
-def _gap(scores: list[float]) -> float:
-    """Distance of the two best scores."""
+def _margins(scores: list[float]) -> list[float]:
+    """See Proposals."""
     if len(scores) < 2:
-        return math.inf
-    return scores[0] - scores[1] if math.isfinite(scores[0]) else 0.0
+        return [math.inf]
+    if not math.isfinite(scores[0]):
+        return [0.0] * len(scores)
+    return [scores[0] - scores[1], *(score - scores[0] for score in scores[1:])]
 
 
 def _logprob(x: np.ndarray, token: int, top: int, vocab_size: int | None) -> TokenLogprob:

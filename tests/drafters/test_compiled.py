@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from specproxy.kernels.attention import Span, plan_attention
+from specproxy.kernels.attention import Span
 from specproxy.kernels.paged import KVBuffers
+from specproxy.kernels.plan import plan_attention
 from specproxy.models import compiled
 from specproxy.models.base import StepModel
 from specproxy.models.compiled import CompiledStep, compiled_step

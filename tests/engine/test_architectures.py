@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from specproxy.config.schema import DrafterConfig
-from specproxy.kernels.attention import Span, plan_attention
+from specproxy.kernels.attention import Span
 from specproxy.kernels.paged import KVBuffers
+from specproxy.kernels.plan import plan_attention
 from specproxy.models.loading import load_model
 from specproxy.vocabulary import Decision, SamplingParams
 from tests.support.driver import Driver

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from specproxy.engine.threads import Threads
-from specproxy.kernels import attention, paged
+from specproxy.kernels import paged, plan
 from specproxy.sampling.noise import Noise
 from tests.support.driver import Driver
 from tests.support.identity import Identity
@@ -63,7 +63,7 @@ def test_a_stale_page_is_caught(
 def pad_to_the_end_of_the_span(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys padded to 64 behind the last row of a span, whatever block its other rows are in."""
     monkeypatch.setattr(paged, "KEY_BLOCK", 64)
-    monkeypatch.setattr(attention, "pieces", lambda span: [span])
+    monkeypatch.setattr(plan, "pieces", lambda span: [span])
 
 
 def test_keys_padded_to_64_are_caught(

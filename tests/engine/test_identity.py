@@ -9,9 +9,11 @@ import pytest
 
 from tests.support.covering import pairwise
 from tests.support.driver import Driver
-from tests.support.identity import AXES, Identity
+from tests.support.engines import HOUSE_HEADS
+from tests.support.identity import AXES, HEAD_AXES, Identity
 
 CASES = pairwise(AXES)
+HEAD_CASES = pairwise(HEAD_AXES)
 
 
 def test_the_array_covers_every_pair() -> None:
@@ -36,6 +38,21 @@ def test_pairwise_identity(identity: Identity, mini: list[dict[str, Any]], numbe
     """Token ids, logprobs, finish reason and usage equal those of plain decoding, alone and in order."""
     records = [mini[(number * 7 + i * 11) % len(mini)] for i in range(4)]
     assert identity.mismatches(CASES[number], records) == []
+
+
+@pytest.fixture(scope="module")
+def head_identity(assemble_engine: Callable[..., Driver]) -> Identity:
+    """The experiment with heads and trees, proven bitwise."""
+    driver = assemble_engine(HOUSE_HEADS)
+    assert driver.engine.runner.rules.trees
+    return Identity(driver)
+
+
+@pytest.mark.parametrize("number", range(len(HEAD_CASES)))
+def test_pairwise_identity_of_heads_and_trees(head_identity: Identity, mini: list[dict[str, Any]], number: int) -> None:
+    """Chains and trees of heads that read the target's hidden states change nothing either."""
+    records = [mini[(number * 7 + i * 11) % len(mini)] for i in range(4)]
+    assert head_identity.mismatches(HEAD_CASES[number], records) == []
 
 
 def test_identity_in_float32(assemble_engine: Callable[..., Driver], mini: list[dict[str, Any]]) -> None:

@@ -100,7 +100,7 @@ def test_rows_do_not_depend_on_their_batch():
         assert sample_rows(batch, some) == [alone[i] for i in take]
         together = propose_rows(batch, some, 3)
         assert together.tokens == [proposed[i].tokens[0] for i in take]
-        assert together.gap == [proposed[i].gap[0] for i in take]
+        assert together.margins == [proposed[i].margins[0] for i in take]
         assert token_logprobs(batch, [chosen[i] for i in take], 5) == [logprobs[i] for i in take]
 
 
@@ -216,7 +216,7 @@ def test_nan_is_named_by_row():
         assert caught.value.rows == [1]
         proposals = propose_rows(logits, rows)
         assert 0 <= proposals.tokens[1][0] < VOCAB
-        assert proposals.gap[1] == 0.0
+        assert proposals.margins[1] == [0.0]
 
 
 def test_proposals_and_gap():
@@ -224,7 +224,7 @@ def test_proposals_and_gap():
     second."""
     logits = torch.tensor([[1.0, 4.0, 3.5, 0.0]] * 2)
     rows = [Row(_sampler(SamplingParams(temperature=t, top_k=k), vocab=4), [], 3) for t, k in ((0.0, 0), (1.0, 1))]
-    assert propose_rows(logits, rows, 3) == ([[1, 2, 0], [1]], [0.5, math.inf])
+    assert propose_rows(logits, rows, 3) == ([[1, 2, 0], [1]], [[0.5, -0.5, -3.0], [math.inf]])
 
 
 def test_refused_parameters():

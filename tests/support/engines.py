@@ -19,6 +19,15 @@ HOUSE_DRAFTERS = {
 }
 """What the house model is served with, and the replay drafter."""
 
+HOUSE_HEADS = {
+    "ngram": DrafterConfig(type="ngram"),
+    "mtp": DrafterConfig(type="mtp", path="house"),
+    "mtp_tree": DrafterConfig(type="mtp", path="house", options={"shape": "tree"}),
+    "layer_skip": DrafterConfig(type="layer_skip"),
+    "replay_tree": DrafterConfig(type="replay", options={"shape": "mixed"}),
+}
+"""Drafters that read or share the target's states, and trees."""
+
 
 class Engines:
     """Builds engines; those that are described alike are built once."""

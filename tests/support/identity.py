@@ -30,6 +30,12 @@ AXES: dict[str, Sequence[Any]] = {
     "n": [1, 2],
 }
 
+HEAD_AXES: dict[str, Sequence[Any]] = AXES | {
+    "drafter": ["mtp", "mtp_tree", "layer_skip", "replay_tree", "heads"],
+    "k": [1, 3, 5, 8],
+}
+"""The same with the drafters that read or share the target's states, and with trees."""
+
 MAX_PREEMPTIONS = 3
 """Of one sequence, where they are forced."""
 
@@ -119,7 +125,7 @@ class Identity:
             params=params,
             choice=choice,
             generated=plain.tokens[: rng.randrange(1, len(plain.tokens))] if resumes else [],
-            prediction=plain.tokens if case["drafter"] == "replay" else expected,
+            prediction=plain.tokens if case["drafter"].startswith("replay") else expected,
             salt=record.get("salt", ""),
         )
 
@@ -144,9 +150,16 @@ def accepted_lengths(steps: int, accepted_at: Sequence[int]) -> set[int]:
     return {i for i in range(len(at_least) - 1) if at_least[i] > at_least[i + 1]}
 
 
+SEVERAL = {
+    "mixed": ("prediction", "suffix", "ngram", "draft_model"),
+    "heads": ("ngram", "mtp", "mtp_tree"),
+}
+"""Values of the axis that let the controller choose among drafters."""
+
+
 def decision(drafter: str, k: int) -> Decision:
     """The decision of a case: fixed K, one drafter or all of them."""
     if drafter == "off":
         return OFF
-    names = ("prediction", "suffix", "ngram", "draft_model") if drafter == "mixed" else (drafter,)
-    return Decision("on", "r", drafters=names, k_min=k, k_max=k, adaptive=False, auto=drafter == "mixed")
+    names = SEVERAL.get(drafter, (drafter,))
+    return Decision("on", "r", drafters=names, k_min=k, k_max=k, adaptive=False, auto=drafter in SEVERAL)

@@ -1,0 +1,187 @@
+"""EAGLE-1/2/3 and MTP as drafters: a recurrent head over the target's hidden states, chains and trees.
+
+What is committed is taken in with the target's own states, in one forward with the first level of the draft; further
+levels run on the head's own. KV of drafted nodes stands behind the committed entries and is overwritten by the next
+proposal.
+
+Shapes: T entries, N nodes of a level, R rows, H width of the head, V ids of the target, Vd of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.growth import Ask, Grower, Shape
+from specproxy.drafters.head_kv import HeadPages, HeadRow
+from specproxy.drafters.hidden import MAX_WAITING
+from specproxy.heads.base import HeadStep, RecurrentHead
+from specproxy.kernels.attention import Span
+from specproxy.kernels.plan import plan_attention
+
+CATCH_UP_ROWS = 256
+"""Entries computed at once when many wait (a prompt, a resume)."""
+
+
+@dataclass
+class _Batch:
+    """Entries of several rows on their way into one forward."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+
+
+class HeadDrafter:
+    """See the module's text. ``pages``: the head's KV in the pool's pages."""
+
+    def __init__(
+        self, name: str, head: RecurrentHead, pages: HeadPages, vocab_size: int, max_k: int, shape: Shape
+    ) -> None:
+        spec = head.spec
+        self.name = name
+        self.fingerprint = spec.fingerprint
+        self.needs = Needs(
+            place="device",
+            hidden=spec.hidden,
+            own_kv=True,
+            window=spec.window,
+            max_k=max_k if spec.steps is None else min(max_k, spec.steps),
+            spread=shape.width,
+            prior=(0.75,),
+        )
+        self._head = head
+        self._pages = pages
+        self._vocab_size = vocab_size
+        self._grower = Grower(self, shape)
+
+    def bytes(self) -> int:
+        """Memory of KV and of the states at page ends."""
+        return self._pages.bytes()
+
+    def prefill(self, ctx: DraftContext) -> None:
+        """Take in the states of rows where too many wait; the others take them in with their first level."""
+        self._absorb([row for row in ctx.rows if len(row.hidden) >= MAX_WAITING], leave=1)
+
+    def propose(self, ctx: DraftContext, out: DraftBatch) -> None:
+        """Trees or chains for rows whose last state is known; others get none."""
+        for row in ctx.rows:
+            if row.hidden.end != len(row.tokens) - 1:
+                row.k = 0
+        self._grower.propose(ctx, out)
+
+    def commit(self, ctx: DraftContext) -> None:
+        """Learn how far margins can be trusted; what was accepted is taken in with the next proposal."""
+        self._grower.commit(ctx)
+
+    def release(self, seq_id: str) -> None:
+        """Little is kept outside the row and the pages."""
+        self._grower.forget(seq_id)
+
+    def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
+        """See growth.Source."""
+        features = self._absorb(rows)
+        return self._logits(torch.stack(features))
+
+    def extend(self, nodes: Sequence[Ask]) -> Tensor:
+        """See growth.Source."""
+        batch, states = _Batch(), []
+        start = 0
+        while start < len(nodes):
+            row = nodes[start].row
+            end = start
+            while end < len(nodes) and nodes[end].row is row:
+                end += 1
+            self._add_nodes(batch, row, nodes[start:end])
+            states.append((_progress(row), end - start))
+            start = end
+        step = self._run(batch)
+        at = 0
+        for progress, count in states:
+            progress.states += step.recurrent[at : at + count].unbind()
+            at += count
+        return self._logits(step.features)
+
+    def _add_nodes(self, batch: _Batch, row: DraftRow, nodes: Sequence[Ask]) -> None:
+        """One level of a row's tree behind its committed entries."""
+        progress, known, before = _progress(row), len(row.tokens), len(_progress(row).words)
+        for i, node in enumerate(nodes, start=before):
+            above = 0 if node.parent == ROOT else progress.words[node.parent]
+            progress.words.append(above | 1 << i)
+            state = progress.state if node.parent == ROOT else progress.states[node.parent]
+            if state is None:
+                raise RuntimeError(f"row {row.seq_id} is extended before it has caught up")
+            batch.states.append(state[None])
+        words = progress.words[before:]
+        span = Span(len(batch.ids), len(nodes), known, row.pages, words, before, progress.first)
+        batch.spans.append(span)
+        batch.ids += [node.token for node in nodes]
+        batch.positions += [known - 2 + node.depth for node in nodes]
+        batch.slots += self._slots(row, known + before, known + before + len(nodes))
+
+    def _absorb(self, rows: Sequence[DraftRow], leave: int = 0) -> list[Tensor]:
+        """Compute all entries that are possible but the last ``leave``; features [H] behind the last one of each row
+        that had any."""
+        batch, ready, features = _Batch(), [], []
+        for row in rows:
+            entries = self._pages.take(row, leave)
+            if entries is None:
+                continue
+            progress = _progress(row)
+            position, states = entries.position, self._head.fuse(entries.states)
+            while states.shape[0] > CATCH_UP_ROWS:
+                alone = _Batch()
+                self._add_entries(alone, row, position, states[:CATCH_UP_ROWS])
+                self._run(alone)
+                position, states = position + CATCH_UP_ROWS, states[CATCH_UP_ROWS:]
+            self._add_entries(batch, row, position, states)
+            ready.append((progress, len(batch.ids) - 1))
+        if not ready:
+            return []
+        step = self._run(batch)
+        for progress, last in ready:
+            progress.state = step.recurrent[last]
+            progress.states.clear()
+            progress.words.clear()
+            features.append(step.features[last])
+        return features
+
+    def _add_entries(self, batch: _Batch, row: DraftRow, position: int, states: Tensor) -> None:
+        """Committed entries of a row from ``position`` on."""
+        end = position + states.shape[0]
+        batch.spans.append(Span(len(batch.ids), end - position, position + 1, row.pages, first=_progress(row).first))
+        batch.ids += row.tokens[position + 1 : end + 1]
+        batch.positions += range(position, end)
+        batch.slots += self._slots(row, position + 1, end + 1)
+        batch.states.append(states)
+
+    def _slots(self, row: DraftRow, start: int, end: int) -> list[int]:
+        size, pages = self._pages.kv.page_size, row.pages
+        return [pages[p // size] * size + p % size for p in range(start, end)]
+
+    def _run(self, batch: _Batch) -> HeadStep:
+        states = batch.states[0] if len(batch.states) == 1 else torch.cat(batch.states)
+        device, kv = states.device, self._pages.kv
+        plan = plan_attention(batch.spans, torch.tensor(batch.slots, device=device), kv, exact=False)
+        ids, positions = torch.tensor(batch.ids, device=device), torch.tensor(batch.positions, device=device)
+        return self._head.step(ids, states, positions, plan, kv)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Scores [N, V] over the target's ids; -inf where the head has no such token."""
+        logits, ids = self._head.logits(features), self._head.spec.ids
+        if ids is None:
+            return logits
+        wide = logits.new_full((logits.shape[0], self._vocab_size), float("-inf"))
+        return wide.index_copy_(1, ids, logits)
+
+
+def _progress(row: DraftRow) -> HeadRow:
+    if not isinstance(row.state, HeadRow):
+        raise TypeError(f"row {row.seq_id} has another drafter's state")
+    return row.state
