@@ -155,7 +155,8 @@ class Delta(Struct):
 
 
 class Numerics(Struct, frozen=True):
-    """Fingerprint of everything that may change a logit's last bit, with the self-test's verdict."""
+    """Fingerprint of everything that may change a logit's last bit, with the self-test's verdict. ``trees``: draft
+    trees keep what ``exactness`` promises; where not, tree drafters draft chains on bitwise routes."""
 
     fingerprint: str
     device: str
@@ -167,6 +168,7 @@ class Numerics(Struct, frozen=True):
     threads: int
     narrow_threads: int
     path: str
+    trees: bool = False
     detail: str = ""
 
 
@@ -181,13 +183,16 @@ class ModelInfo(Struct, frozen=True):
 
 
 class DrafterInfo(Struct, frozen=True):
-    """A loaded drafter: its declared type, own limit on K, context window (``None``: the target's) and fingerprint."""
+    """A loaded drafter: its declared type, own limit on K, context window (``None``: the target's), fingerprint, and
+    what it holds beside the target, in bytes."""
 
     name: str
     type: str
     max_k: int
     window: int | None
     fingerprint: str
+    weight_bytes: int = 0
+    kv_bytes: int = 0
 
 
 class RequestRecord(Struct):

@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": LEAVES | {"kernels"},
     "heads": LEAVES | {"kernels", "models"},
     "drafters": LEAVES | {"kernels", "models", "sampling", "heads"},
+    "train": LEAVES | {"config", "text", "kernels", "models", "sampling", "heads", "drafters"},
     "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "heads", "drafters"},
     "server": LEAVES | {"backend", "config", "wire", "text", "policy"},
     "bench": LEAVES | {"backend", "config", "wire", "text", "policy", "models", "engine", "server"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,9 +28,9 @@ class Needs:
 
     ``place``: where drafting runs. ``hidden``: the target's states that are captured (``StepModel.forward``), in the
     order in which they are concatenated. ``own_kv``: the drafter keeps KV in the page pool. ``window``: tokens of
-    context it can see (``None``: any). ``max_k``: levels of a draft at most; a chain has a node a level. ``spread``:
-    nodes a level that a tree takes on average, at most. ``prior``: for each confidence bucket that the drafter reports,
-    the share of drafts it expects to see accepted before anything was measured, 0 to 1.
+    context it can see (``None``: any). ``max_k``: levels of a draft at most; a chain has a node a level. ``branches``:
+    it can draft trees. ``prior``: for each confidence bucket that the drafter reports, the share of drafts it expects
+    to see accepted before anything was measured, 0 to 1.
     """
 
     place: Literal["host", "device"] = "host"
@@ -38,7 +38,7 @@ class Needs:
     own_kv: bool = False
     window: int | None = None
     max_k: int = MAX_TREE_NODES
-    spread: int = 1
+    branches: bool = False
     prior: tuple[float, ...] = (0.7,)
 
 
@@ -47,12 +47,12 @@ class DraftRow:
     """One sequence as a drafter sees it.
 
     ``tokens``: prompt and committed output, ids; read only. ``num_prompt``: how many are prompt. ``k``: levels this
-    row may draft now; ``room``: nodes. ``tree``: whether it may draft more than a chain. ``group``: where shared
+    row may draft now; ``room``: nodes; ``width``: children of a node, 1 for a chain. ``group``: where shared
     statistics and indices belong (route and tenant). ``sampler``: the request's own processors and noise, for coupled
     drafting. ``pages``: the sequence's page table, for drafters with KV in the pool. ``hidden``: the states that the
     drafter needs of committed tokens that have KV, as far as it has not taken them. ``state``: the drafter's own memory
-    of this sequence, kept by the loop, ``None`` at first. ``path``: in ``commit``, the accepted nodes of the draft, from
-    the root down. ``floor``: a chance of acceptance below which a further level does not pay for itself, ``keep``:
+    of this sequence, kept by the loop, ``None`` at first. ``path``: in ``commit``, the accepted nodes of the draft,
+    from the root down. ``floor``: a chance of acceptance below which a further level does not pay for itself, ``keep``:
     below which a node does not pay for its row in the target's step; a drafter that can tell stops there, but not below
     ``least`` levels.
     """
@@ -72,7 +72,7 @@ class DraftRow:
     keep: float = 0.0
     least: int = 0
     room: int = 0
-    tree: bool = False
+    width: int = 1
 
 
 @dataclass
@@ -125,6 +125,14 @@ class DraftBatch:
         self.bucket[row] = bucket
 
 
+class Memory(NamedTuple):
+    """What a drafter holds beside the target, in bytes: ``weights``, which are the model's parameters in every form
+    that is kept, and ``kv``, with other states that it keeps of pages. Small tables of what was said do not count."""
+
+    weights: int = 0
+    kv: int = 0
+
+
 class Drafter(Protocol):
     """A source of guesses. Called from the engine's thread only. ``fingerprint``: identity of options and weights."""
 
@@ -149,4 +157,8 @@ class Drafter(Protocol):
 
     def release(self, seq_id: str) -> None:
         """The sequence is gone."""
+        ...
+
+    def memory(self) -> Memory:
+        """What it holds now beside the target."""
         ...

@@ -18,8 +18,9 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
-from specproxy.drafters.growth import CHAIN, Ask, Grower
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.growth import Ask, Draw, Grower
+from specproxy.drafters.held import held_bytes
 from specproxy.drafters.registry import Host, Options, read_options
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import Span
@@ -38,12 +39,13 @@ DEFAULT_MAX_K = 12
 
 class DraftModelOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """``path``: a model folder, a Hugging Face id, or "house". ``max_k``: longest chain drafted. ``compile``: "auto"
-    compiles the steps of a small model on CPU where there is a C++ compiler, "off" never does."""
+    compiles the steps of a small model on CPU where there is a C++ compiler, "off" never does. ``draw``: see Draw."""
 
     path: str
     max_k: int = DEFAULT_MAX_K
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     compile: Literal["auto", "off"] = "auto"
+    draw: Draw = "coupled"
 
 
 def few_widths(rows: int) -> int:
@@ -70,7 +72,14 @@ class DraftModel:
     ``compiled`` where there is one."""
 
     def __init__(
-        self, name: str, model: StepModel, kv: KVBuffers, compiled: CompiledStep | None, host: Host, max_k: int
+        self,
+        name: str,
+        model: StepModel,
+        kv: KVBuffers,
+        compiled: CompiledStep | None,
+        host: Host,
+        max_k: int,
+        draw: Draw = "coupled",
     ) -> None:
         self.name = name
         self.needs = Needs(place="device", own_kv=True, window=model.spec.max_len, max_k=max_k, prior=(0.7,))
@@ -79,12 +88,13 @@ class DraftModel:
         self._kv = kv
         self._compiled = compiled
         self._filled = bytearray(host.num_pages)
-        self._grower = Grower(self, CHAIN)
+        self._weight_bytes = held_bytes(model)
+        self._grower = Grower(self, draw)
         host.on_allocate(self._forget_page)
 
-    def bytes(self) -> int:
-        """Memory of the draft model's KV."""
-        return self._kv.bytes()
+    def memory(self) -> Memory:
+        """Weights and KV; what a compiled step keeps of the weights is not known."""
+        return Memory(self._weight_bytes, self._kv.bytes())
 
     def _forget_page(self, page: int) -> None:
         self._filled[page] = 0
@@ -200,4 +210,4 @@ def load(name: str, options: Options, host: Host) -> DraftModel:
     compiled = None
     if chosen.compile == "auto":
         compiled = compiled_step(chosen.path, chosen.dtype, model, kv, host.progress)
-    return DraftModel(name, model, kv, compiled, host, chosen.max_k)
+    return DraftModel(name, model, kv, compiled, host, chosen.max_k, chosen.draw)

@@ -3,7 +3,8 @@
 Each level runs the frontier of every row through the drafter, draws from its logits with the row's own processors and
 noise (coupled drafting: Daliri, Musco, Suresh, arXiv 2408.07978), and judges each child's chance of acceptance by how
 clearly it was drawn. A tree expands its likeliest nodes (EAGLE-2: Li et al., arXiv 2406.16858) and keeps the best of
-all levels; a chain is the tree of one child and a frontier of one.
+all levels: a row's width bounds the children of a node and the nodes of a level that are expanded. A chain is the tree
+of width 1.
 
 Shapes: N nodes that are run, R rows, V ids of the target.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -21,14 +22,9 @@ from specproxy.drafters.calibration import Calibration
 from specproxy.sampling.sampler import Row, propose_rows
 
 
-class Shape(NamedTuple):
-    """``width``: nodes of a level that are expanded at most; ``branch``: children of each."""
-
-    width: int
-    branch: int
-
-
-CHAIN = Shape(1, 1)
+Draw = Literal["coupled", "greedy"]
+"""How a token is taken from a drafter's logits: with the noise of the target's own draw, or the likeliest one. Greedy
+drafts of sampled text are accepted less often (``specproxy bench --coupling`` measures by how much)."""
 
 
 class Ask(NamedTuple):
@@ -111,8 +107,8 @@ class Drawn:
 class Grower:
     """Grows drafts from a source's logits and learns how far its margins can be trusted."""
 
-    def __init__(self, source: Source, shape: Shape) -> None:
-        self.shape = shape
+    def __init__(self, source: Source, draw: Draw = "coupled") -> None:
+        self._coupled = draw == "coupled"
         self._source = source
         self._calibration = Calibration()
         self._drawn: dict[str, Drawn] = {}
@@ -151,10 +147,9 @@ class Grower:
             path = tree.path(node)
             rows.append(Row(tree.row.sampler, path, len(tree.row.tokens) + len(path)))
             tree.frontier = []
-        narrow = all(not tree.row.tree for tree, _ in asked)
-        drawn = propose_rows(logits, rows, 1 if narrow else self.shape.branch)
+        drawn = propose_rows(logits, rows, max(tree.row.width for tree, _ in asked), coupled=self._coupled)
         for (tree, node), tokens, margins in zip(asked, drawn.tokens, drawn.margins, strict=True):
-            count = self.shape.branch if tree.row.tree else 1
+            count = tree.row.width
             tree.frontier += tree.add(node, tokens[:count], margins[:count], self._calibration)
 
     def _frontier(self, tree: Tree) -> list[int]:
@@ -162,8 +157,7 @@ class Grower:
         row, level = tree.row, tree.frontier
         if not level or tree.depths[level[0]] >= row.k or len(tree.asked) > row.room:
             return []
-        width = self.shape.width if row.tree else 1
-        width = min(width, row.room + 1 - len(tree.asked))
+        width = min(row.width, row.room + 1 - len(tree.asked))
         chosen = sorted(level, key=lambda i: (-tree.chances[i], i))[:width]
         if tree.depths[level[0]] >= row.least:
             chosen = [i for i in chosen if tree.chances[i] >= row.floor]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Needs
-from specproxy.drafters.growth import Ask, Grower, Shape
+from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.growth import Ask, Draw, Grower
 from specproxy.drafters.head_kv import HeadPages, HeadRow
 from specproxy.drafters.hidden import MAX_WAITING
 from specproxy.heads.base import HeadStep, RecurrentHead
@@ -42,8 +42,16 @@ class HeadDrafter:
     """See the module's text. ``pages``: the head's KV in the pool's pages."""
 
     def __init__(
-        self, name: str, head: RecurrentHead, pages: HeadPages, vocab_size: int, max_k: int, shape: Shape
+        self,
+        name: str,
+        head: RecurrentHead,
+        pages: HeadPages,
+        vocab_size: int,
+        max_k: int,
+        draw: Draw = "coupled",
+        weight_bytes: int = 0,
     ) -> None:
+        """``weight_bytes``: what the head holds beside the target."""
         spec = head.spec
         self.name = name
         self.fingerprint = spec.fingerprint
@@ -53,17 +61,19 @@ class HeadDrafter:
             own_kv=True,
             window=spec.window,
             max_k=max_k if spec.steps is None else min(max_k, spec.steps),
-            spread=shape.width,
+            branches=True,
             prior=(0.75,),
         )
         self._head = head
         self._pages = pages
         self._vocab_size = vocab_size
-        self._grower = Grower(self, shape)
+        self._modules = spec.steps or 1
+        self._weight_bytes = weight_bytes
+        self._grower = Grower(self, draw)
 
-    def bytes(self) -> int:
-        """Memory of KV and of the states at page ends."""
-        return self._pages.bytes()
+    def memory(self) -> Memory:
+        """Weights; KV and the states at page ends."""
+        return Memory(self._weight_bytes, self._pages.bytes())
 
     def prefill(self, ctx: DraftContext) -> None:
         """Take in the states of rows where too many wait; the others take them in with their first level."""
@@ -87,7 +97,7 @@ class HeadDrafter:
     def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
         """See growth.Source."""
         features = self._absorb(rows)
-        return self._logits(torch.stack(features))
+        return self._logits(torch.stack(features), 0)
 
     def extend(self, nodes: Sequence[Ask]) -> Tensor:
         """See growth.Source."""
@@ -101,12 +111,13 @@ class HeadDrafter:
             self._add_nodes(batch, row, nodes[start:end])
             states.append((_progress(row), end - start))
             start = end
-        step = self._run(batch)
+        module = min(nodes[0].depth, self._modules - 1)
+        step = self._run(batch, module)
         at = 0
         for progress, count in states:
             progress.states += step.recurrent[at : at + count].unbind()
             at += count
-        return self._logits(step.features)
+        return self._logits(step.features, module)
 
     def _add_nodes(self, batch: _Batch, row: DraftRow, nodes: Sequence[Ask]) -> None:
         """One level of a row's tree behind its committed entries."""
@@ -138,19 +149,33 @@ class HeadDrafter:
             while states.shape[0] > CATCH_UP_ROWS:
                 alone = _Batch()
                 self._add_entries(alone, row, position, states[:CATCH_UP_ROWS])
-                self._run(alone)
+                self._chain_modules(alone, [progress], self._run(alone, 0))
                 position, states = position + CATCH_UP_ROWS, states[CATCH_UP_ROWS:]
             self._add_entries(batch, row, position, states)
             ready.append((progress, len(batch.ids) - 1))
         if not ready:
             return []
-        step = self._run(batch)
+        step = self._run(batch, 0)
+        self._chain_modules(batch, [progress for progress, _ in ready], step)
         for progress, last in ready:
             progress.state = step.recurrent[last]
             progress.states.clear()
             progress.words.clear()
             features.append(step.features[last])
         return features
+
+    def _chain_modules(self, batch: _Batch, rows: Sequence[HeadRow], step: HeadStep) -> None:
+        """Further modules over the same entries: each takes the state that the one before it had a position earlier."""
+        for module in range(1, self._modules):
+            states = []
+            for progress, span in zip(rows, batch.spans, strict=True):
+                mine = step.recurrent[span.start : span.start + span.count]
+                before = progress.tails.get(module)
+                states.append(torch.zeros_like(mine[:1]) if before is None else before)
+                states.append(mine[:-1])
+                progress.tails[module] = mine[-1:].clone()
+            batch.states = states
+            step = self._run(batch, module)
 
     def _add_entries(self, batch: _Batch, row: DraftRow, position: int, states: Tensor) -> None:
         """Committed entries of a row from ``position`` on."""
@@ -165,16 +190,16 @@ class HeadDrafter:
         size, pages = self._pages.kv.page_size, row.pages
         return [pages[p // size] * size + p % size for p in range(start, end)]
 
-    def _run(self, batch: _Batch) -> HeadStep:
+    def _run(self, batch: _Batch, module: int) -> HeadStep:
         states = batch.states[0] if len(batch.states) == 1 else torch.cat(batch.states)
         device, kv = states.device, self._pages.kv
         plan = plan_attention(batch.spans, torch.tensor(batch.slots, device=device), kv, exact=False)
         ids, positions = torch.tensor(batch.ids, device=device), torch.tensor(batch.positions, device=device)
-        return self._head.step(ids, states, positions, plan, kv)
+        return self._head.step(ids, states, positions, plan, kv, module)
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def _logits(self, features: Tensor, module: int) -> Tensor:
         """Scores [N, V] over the target's ids; -inf where the head has no such token."""
-        logits, ids = self._head.logits(features), self._head.spec.ids
+        logits, ids = self._head.logits(features, module), self._head.spec.ids
         if ids is None:
             return logits
         wide = logits.new_full((logits.shape[0], self._vocab_size), float("-inf"))

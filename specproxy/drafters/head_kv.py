@@ -25,13 +25,15 @@ from specproxy.kernels.paged import KVBuffers
 @dataclass
 class HeadRow:
     """``first``: the first slot with an entry; ``next``: slots before it have one. While a draft grows: ``state`` [H]
-    behind the last committed token, ``states`` and ancestor ``words`` of the nodes that were run."""
+    behind the last committed token, ``states`` and ancestor ``words`` of the nodes that were run. ``tails`` [1, H]: the
+    state with which a further module goes on, where a head has several."""
 
     first: int
     next: int
     state: Tensor | None = None
     states: list[Tensor] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
+    tails: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from msgspec import Struct
 
-from specproxy.drafters.growth import CHAIN, Shape
+from specproxy.drafters.growth import Draw
 from specproxy.drafters.head import HeadDrafter
 from specproxy.drafters.head_kv import HeadPages
+from specproxy.drafters.held import held_bytes
 from specproxy.drafters.medusa import MedusaDrafter
 from specproxy.drafters.registry import Host, Options, read_options
-from specproxy.drafters.trial import try_readings
+from specproxy.drafters.trial import REFUSE, try_readings
 from specproxy.errors import ConfigError, ModelLoadError
 from specproxy.heads.base import Kind, ParallelHead, RecurrentHead
 from specproxy.heads.loading import LoadedHead, read_head
@@ -21,30 +22,21 @@ from specproxy.kernels.paged import KVBuffers
 from specproxy.models.loading import BUNDLED, find_model
 
 DEFAULT_MAX_K = 8
-TREE = Shape(3, 3)
-"""Default form of a tree: a level's three likeliest nodes are expanded, by three children each."""
-MEDUSA_SPREAD = 3
 
 
 class HeadOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``path``: a folder, a weight file, a Hugging Face id, or "house". ``shape``: chains or trees. ``width``: nodes of
-    a level that are expanded. ``branch``: children of each."""
+    """``path``: a folder, a weight file, a Hugging Face id, or "house". ``max_k``: levels drafted at most; the route
+    says whether they branch. ``least``: share of the target's own tokens that the head must guess at its first position
+    to be served. ``draw``: see Draw."""
 
     path: str
     max_k: int = DEFAULT_MAX_K
-    shape: Literal["chain", "tree"] = "chain"
-    width: int = TREE.width
-    branch: int = TREE.branch
+    least: float = REFUSE
+    draw: Draw = "coupled"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.width <= 16 or not 1 <= self.branch <= 16:
-            raise ValueError(f"expected width and branch from 1 to 16, got {self.width} and {self.branch}")
         if self.max_k < 1:
             raise ValueError(f"expected max_k of 1 or more, got {self.max_k}")
-
-    def form(self) -> Shape:
-        """What is grown."""
-        return CHAIN if self.shape == "chain" else Shape(self.width, self.branch)
 
 
 class Eagle3Options(HeadOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,12 +73,12 @@ def load_mtp(name: str, options: Options, host: Host) -> HeadDrafter:
 
 
 def load_medusa(name: str, options: Options, host: Host) -> MedusaDrafter:
-    """The loader of type ``medusa``. ``width`` and ``branch`` do not apply: the tree follows measured accuracies."""
+    """The loader of type ``medusa``."""
     chosen = read_options(HeadOptions, name, "medusa", options)
     loaded = _read(name, "medusa", chosen.path, host)
-    head = try_readings(name, loaded, host)
-    spread = 1 if chosen.shape == "chain" else MEDUSA_SPREAD
-    return MedusaDrafter(name, cast(ParallelHead, head), chosen.max_k, spread)
+    head = try_readings(name, loaded, host, chosen.least)
+    weight_bytes = held_bytes(head, host.model)
+    return MedusaDrafter(name, cast(ParallelHead, head), chosen.max_k, chosen.draw, weight_bytes)
 
 
 def _read(name: str, kind: Kind, path: str, host: Host, overrides: Overrides | None = None) -> LoadedHead:
@@ -107,8 +99,9 @@ def _bundled(kind: Kind) -> Path:
 
 
 def _recurrent(name: str, loaded: LoadedHead, chosen: HeadOptions, host: Host) -> HeadDrafter:
-    head = try_readings(name, loaded, host)
+    head = try_readings(name, loaded, host, chosen.least)
     dtype, device = host.target.dtype, host.device
     kv = KVBuffers.allocate(head.spec.layers, host.num_pages, host.page_size, dtype, device)
     pages = HeadPages(kv, host.num_pages, host.on_allocate)
-    return HeadDrafter(name, cast(RecurrentHead, head), pages, host.vocab_size, chosen.max_k, chosen.form())
+    recurrent, weight_bytes = cast(RecurrentHead, head), held_bytes(head, host.model)
+    return HeadDrafter(name, recurrent, pages, host.vocab_size, chosen.max_k, chosen.draw, weight_bytes)

@@ -16,8 +16,8 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
-from specproxy.drafters.growth import CHAIN, Ask, Grower
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.growth import Ask, Draw, Grower
 from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.errors import ConfigError, ModelLoadError
 from specproxy.kernels.attention import Span
@@ -29,23 +29,26 @@ DEFAULT_MAX_K = 8
 
 
 class LayerSkipOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``layers``: how many of the target's layers draft; "auto": half of them."""
+    """``layers``: how many of the target's layers draft; "auto": half of them. ``draw``: see Draw."""
 
     layers: int | Literal["auto"] = "auto"
     max_k: int = DEFAULT_MAX_K
+    draw: Draw = "coupled"
 
 
 class LayerSkipDrafter:
     """See the module's text."""
 
-    def __init__(self, name: str, model: FusedModel, kv: KVBuffers, layers: int, max_k: int) -> None:
+    def __init__(
+        self, name: str, model: FusedModel, kv: KVBuffers, layers: int, max_k: int, draw: Draw = "coupled"
+    ) -> None:
         self.name = name
         self.fingerprint = fingerprint("layer_skip", {"layers": layers, "target": model.spec.fingerprint})
         self.needs = Needs(place="device", max_k=max_k, prior=(0.5,))
         self._model = model
         self._kv = kv
         self._layers = layers
-        self._grower = Grower(self, CHAIN)
+        self._grower = Grower(self, draw)
 
     def prefill(self, ctx: DraftContext) -> None:
         """Nothing to do: the target has computed it."""
@@ -61,6 +64,10 @@ class LayerSkipDrafter:
     def release(self, seq_id: str) -> None:
         """Nothing is kept but what a draft was drawn with."""
         self._grower.forget(seq_id)
+
+    def memory(self) -> Memory:
+        """Both are the target's."""
+        return Memory()
 
     def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
         """See growth.Source: the last committed token is the only one without KV."""
@@ -95,4 +102,4 @@ def load(name: str, options: Options, host: Host) -> LayerSkipDrafter:
     layers = max(1, total // 2) if chosen.layers == "auto" else chosen.layers
     if not 1 <= layers < total:
         raise ConfigError(f"drafters.{name}: layers is {layers}; expected 1 to {total - 1} for this target")
-    return LayerSkipDrafter(name, model, host.kv, layers, chosen.max_k)
+    return LayerSkipDrafter(name, model, host.kv, layers, chosen.max_k, chosen.draw)

@@ -15,11 +15,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.growth import Draw
 from specproxy.heads.base import ParallelHead
 from specproxy.sampling.sampler import Row, propose_rows
 
@@ -38,6 +40,14 @@ class _Progress:
     state: Tensor | None = None
     parents: Sequence[int] = ()
     ranks: Sequence[int] = ()
+
+
+class Form(NamedTuple):
+    """A tree before its tokens are known: parent, rank and level of each node, parents first."""
+
+    parents: list[int]
+    ranks: list[int]
+    levels: list[int]
 
 
 class Accuracies:
@@ -61,12 +71,13 @@ class Accuracies:
             else:  # not drafted, so not known to be wrong: it keeps its rate
                 hits[rank] *= after / before
 
-    def form(self, heads: int, nodes: int) -> tuple[list[int], list[int], list[int]]:
-        """Parents, ranks and levels of the likeliest ``nodes`` paths over the first ``heads`` heads, parents first."""
+    def form(self, heads: int, nodes: int, width: int) -> Form:
+        """The likeliest ``nodes`` paths over the first ``heads`` heads and ``width`` ranks of each."""
         parents: list[int] = []
         ranks: list[int] = []
         levels: list[int] = []
-        queue = [(-self.rate(0, rank), ROOT, rank) for rank in range(RANKS)]
+        width = min(width, RANKS)
+        queue = [(-self.rate(0, rank), ROOT, rank) for rank in range(width)]
         heapq.heapify(queue)
         while queue and len(parents) < nodes:
             chance, parent, rank = heapq.heappop(queue)
@@ -75,15 +86,18 @@ class Accuracies:
             ranks.append(rank)
             levels.append(level)
             if level + 1 < heads:
-                for below in range(RANKS):
+                for below in range(width):
                     heapq.heappush(queue, (chance * self.rate(level + 1, below), len(parents) - 1, below))
-        return parents, ranks, levels
+        return Form(parents, ranks, levels)
 
 
 class MedusaDrafter:
     """See the module's text."""
 
-    def __init__(self, name: str, head: ParallelHead, max_k: int, spread: int) -> None:
+    def __init__(
+        self, name: str, head: ParallelHead, max_k: int, draw: Draw = "coupled", weight_bytes: int = 0
+    ) -> None:
+        """``weight_bytes``: what the heads hold beside the target."""
         spec = head.spec
         steps = spec.steps or 1
         self.name = name
@@ -93,13 +107,19 @@ class MedusaDrafter:
             hidden=spec.hidden,
             window=spec.window,
             max_k=min(max_k, steps),
-            spread=spread,
+            branches=True,
             prior=(0.6,),
         )
         self.accuracies = Accuracies(steps)
         self._head = head
-        self._forms: dict[tuple[int, int], tuple[list[int], list[int], list[int]]] = {}
+        self._forms: dict[tuple[int, int, int], Form] = {}
         self._answered = 0
+        self._coupled = draw == "coupled"
+        self._weight_bytes = weight_bytes
+
+    def memory(self) -> Memory:
+        """Weights; a state a sequence does not count."""
+        return Memory(self._weight_bytes)
 
     def prefill(self, ctx: DraftContext) -> None:
         """Only the last state matters."""
@@ -120,11 +140,16 @@ class MedusaDrafter:
             rows = [
                 Row(row.sampler, path, len(row.tokens) + level) for (_, row), path in zip(ready, paths, strict=True)
             ]
-            for at, tokens in enumerate(propose_rows(logits[level], rows, RANKS).tokens):
+            for at, tokens in enumerate(propose_rows(logits[level], rows, RANKS, coupled=self._coupled).tokens):
                 drawn[at].append(tokens)
                 paths[at].append(tokens[0])
         for (i, row), candidates in zip(ready, drawn, strict=True):
             self._write(i, row, candidates, out)
+
+    def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
+        """Scores [R, V] behind each row's last token: the first head's (growth.Source, for measurements)."""
+        states = [state for row in rows if self._take(row) and (state := _progress(row).state) is not None]
+        return self._head.logits(torch.stack(states))[0]
 
     def _write(self, i: int, row: DraftRow, candidates: list[list[int]], out: DraftBatch) -> None:
         progress, number = _progress(row), {ROOT: ROOT}
@@ -141,11 +166,9 @@ class MedusaDrafter:
         out.put_tree(i, tokens, parents)
         progress.parents, progress.ranks = parents, ranks
 
-    def _form(self, row: DraftRow) -> tuple[list[int], list[int], list[int]]:
-        """The tree for what the row may draft; a chain of first ranks where it may not branch."""
-        if not row.tree:
-            return list(range(-1, row.k - 1)), [0] * row.k, list(range(row.k))
-        key = (row.k, row.room)
+    def _form(self, row: DraftRow) -> Form:
+        """The tree for what the row may draft; of width 1, a chain of first ranks."""
+        key = (row.k, row.room, row.width)
         if key not in self._forms:
             self._forms[key] = self.accuracies.form(*key)
         return self._forms[key]

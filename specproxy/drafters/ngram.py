@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
 from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.vocabulary import MAX_TREE_NODES
 
@@ -92,6 +92,10 @@ class NgramDrafter:
 
     def release(self, seq_id: str) -> None:
         """Nothing to do: the memory goes with ``DraftRow.state``."""
+
+    def memory(self) -> Memory:
+        """Neither weights nor KV."""
+        return Memory()
 
     def _state(self, row: DraftRow, fresh: bool = False) -> NgramState:
         state = row.state

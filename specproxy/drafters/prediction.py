@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from specproxy.alignment import Alignment
-from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
 from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.vocabulary import MAX_TREE_NODES
 
@@ -54,6 +54,10 @@ class PredictionDrafter:
 
     def release(self, seq_id: str) -> None:
         """Nothing to do: the memory goes with ``DraftRow.state``."""
+
+    def memory(self) -> Memory:
+        """Neither weights nor KV."""
+        return Memory()
 
     def _alignment(self, row: DraftRow) -> Alignment | None:
         if not row.prediction:

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Memory, Needs
 from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.errors import ConfigError
 from specproxy.vocabulary import MAX_TREE_NODES
@@ -102,6 +102,10 @@ class ReplayDrafter:
 
     def release(self, seq_id: str) -> None:
         """Nothing to do: the memory goes with ``DraftRow.state``."""
+
+    def memory(self) -> Memory:
+        """Neither weights nor KV."""
+        return Memory()
 
     def _state(self, row: DraftRow) -> ReplayState:
         state = row.state

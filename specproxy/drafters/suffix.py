@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Needs
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
 from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.vocabulary import MAX_TREE_NODES
 
@@ -112,6 +112,10 @@ class SuffixDrafter:
 
     def release(self, seq_id: str) -> None:
         """The answer stays: it is what the next ones are drafted from."""
+
+    def memory(self) -> Memory:
+        """Neither weights nor KV."""
+        return Memory()
 
     def _learn(self, row: DraftRow) -> _Answer:
         """The row's answer, up to date and indexed."""

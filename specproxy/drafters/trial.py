@@ -35,16 +35,17 @@ CLEARLY = 0.05
 VERSION = 1
 
 
-def try_readings(name: str, loaded: LoadedHead, host: Host) -> Head:
-    """The head under the reading that works. Raises ModelLoadError where none does."""
+def try_readings(name: str, loaded: LoadedHead, host: Host, least: float = REFUSE) -> Head:
+    """The head under the reading that works. Raises ModelLoadError where none guesses ``least`` of the tokens."""
     rates = _known_rates(loaded, host)
     best = max(range(len(rates)), key=lambda i: rates[i])
     chosen = best if rates[best] > rates[0] + CLEARLY else 0
-    if rates[chosen] < REFUSE:
+    if rates[chosen] < least:
         tried = "; ".join(f"{r.name} {rate:.1%}" for r, rate in zip(loaded.readings, rates, strict=True))
         raise ModelLoadError(
             f"drafters.{name}: of the target's own tokens the head guesses {rates[chosen]:.1%}, expected "
-            f"{REFUSE:.0%} or more ({tried}): it was trained for another target, or on other layers; give the layers, or another head"
+            f"{least:.0%} or more ({tried}): it was trained for another target, or on "
+            "other layers; give the layers, or another head"
         )
     if chosen:
         host.progress(

@@ -101,7 +101,7 @@ class Assembled:
     def drafter_infos(self) -> list[DrafterInfo]:
         """The loaded drafters."""
         return [
-            DrafterInfo(name, self.configs[name].type, d.needs.max_k, d.needs.window, d.fingerprint)
+            DrafterInfo(name, self.configs[name].type, d.needs.max_k, d.needs.window, d.fingerprint, *d.memory())
             for name, d in self.engine.drafting.drafters.items()
         ]
 

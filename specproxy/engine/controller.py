@@ -20,7 +20,7 @@ from typing import NamedTuple
 from specproxy.engine.costs import CostTable
 from specproxy.engine.evidence import DEFAULT_PRIOR, PROBE_EVERY, PROBE_SHARE, Group, Groups, Track
 from specproxy.engine.goodput import Offer, Pick, StepLoad, lengths
-from specproxy.vocabulary import Decision
+from specproxy.vocabulary import MAX_TREE_NODES, Decision
 
 HYSTERESIS = 1.01
 """A change must promise this factor, or noise in the estimates would make K flutter."""
@@ -36,8 +36,8 @@ class Candidate(NamedTuple):
     """A drafter that could serve a row now.
 
     ``max_k``: levels it may draft, after window, remaining tokens, pages; the guess's length where ``known`` (the guess
-    exists already and costs nothing more). ``prior``: ``Needs.prior`` of its confidence ``bucket``. ``spread``: rows of
-    the target's step that a level takes.
+    exists already and costs nothing more). ``prior``: ``Needs.prior`` of its confidence ``bucket``. ``width``:
+    children of a node at most, 1 for a chain; ``nodes``: of all levels, at most.
     """
 
     drafter: str
@@ -45,7 +45,8 @@ class Candidate(NamedTuple):
     bucket: int = 0
     known: bool = False
     prior: float = DEFAULT_PRIOR
-    spread: int = 1
+    width: int = 1
+    nodes: int = MAX_TREE_NODES
 
 
 class Request(NamedTuple):
@@ -62,7 +63,7 @@ class Request(NamedTuple):
 class Choice(NamedTuple):
     """What a row does: draft ``k`` levels with ``drafter``, or nothing (``None``, 0).
 
-    ``expected``: tokens that the row gains by the step on average, the bonus token included. ``spread``: nodes a level.
+    ``expected``: tokens that the row gains by the step on average, the bonus token included. ``nodes``: of the draft.
     """
 
     drafter: str | None
@@ -70,7 +71,7 @@ class Choice(NamedTuple):
     bucket: int = 0
     expected: float = 1.0
     probe: bool = False
-    spread: int = 1
+    nodes: int = 0
 
 
 PLAIN = Choice(None, 0)
@@ -127,15 +128,15 @@ class Controller:
         They are what drafting and verifying a level, and verifying a node, cost, in tokens at the rate that the step is
         expected to run at.
         """
-        costs, nodes = self.costs, choice.k * choice.spread
         if choice.drafter is None:
             return 0.0, 0.0
+        costs, nodes, per_level = self.costs, choice.nodes, max(1, round(choice.nodes / choice.k))
         drafting = costs.chain(choice.drafter, rows, choice.k)
         verifying = costs.step(rows * (nodes + 1))
         rate = rows * choice.expected / (verifying + drafting)
-        last = verifying - costs.step(rows * (nodes - choice.spread + 1))
+        last = verifying - costs.step(rows * (nodes - per_level + 1))
         level = drafting - costs.chain(choice.drafter, rows, choice.k - 1) + last
-        return min(1.0, rate * level / rows), min(1.0, rate * last / (rows * choice.spread))
+        return min(1.0, rate * level / rows), min(1.0, rate * last / (rows * per_level))
 
     def observe(self, group: str, drafter: str, bucket: int, drafted: int, accepted: int) -> None:
         """Of a chain of ``drafted`` tokens ``accepted`` were.
@@ -147,6 +148,10 @@ class Controller:
             return
         found = self._groups.get(group)
         found.credit += found.track(drafter, bucket).observe(drafted, accepted)
+
+    def observe_tree(self, group: str, drafter: str, bucket: int, nodes: int, levels: int) -> None:
+        """A tree of so many nodes on so many levels was drafted."""
+        self._groups.get(group).track(drafter, bucket).grown(nodes, levels)
 
     def observe_guess(self, group: str, drafter: str, bucket: int, guess: Sequence[int], output: Sequence[int]) -> None:
         """A chain that was known before the step, used or not, against what the row's output turned out to be.
@@ -177,15 +182,15 @@ class Controller:
         group, decision = self._groups.get(request.group), request.decision
         most, least, adaptive = decision.k_max, decision.k_min, decision.adaptive
         offers, tracks = [], []
-        for drafter, max_k, bucket, known, prior, spread in request.candidates:
+        for drafter, max_k, bucket, known, prior, width, nodes in request.candidates:
             high = max_k if most is None or most > max_k else most
             if high <= 0:
                 continue
             low = max(1, min(least, high)) if adaptive else high
             track = group.track(drafter, bucket, prior)
             sticky = track.last_k if group.last == drafter else -1
-            expected = track.acceptance.expected(high)
-            offers.append(Offer(drafter, bucket, known, lengths(low, high), expected, sticky, spread))
+            expected, spread = track.acceptance.expected(high), 1.0 if width == 1 else track.spread or float(width)
+            offers.append(Offer(drafter, bucket, known, lengths(low, high), expected, sticky, spread, nodes))
             tracks.append(track)
         return _Row(group, offers, tracks, adaptive and least <= 0, not decision.auto)
 
@@ -236,7 +241,7 @@ def _settle(row: _Row) -> Choice:
     else:
         track.chosen(pick.k)
         group.last = offer.drafter
-    return Choice(offer.drafter, pick.k, offer.bucket, 1.0 + pick.gain, row.probe, offer.spread)
+    return Choice(offer.drafter, pick.k, offer.bucket, 1.0 + pick.gain, row.probe, offer.rows(pick.k))
 
 
 def _pick(row: _Row, load: StepLoad, times: int) -> Pick:

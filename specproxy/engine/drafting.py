@@ -150,8 +150,11 @@ class Drafting:
         if choice is None or choice.drafter is None:
             return
         levels = draft.levels
-        sequence.count(choice.drafter, len(draft.tokens), levels, len(path))
         row = sequence.row(choice.drafter)
+        if row.width > 1:
+            nodes = len(draft.tokens)
+            self._controller.observe_tree(sequence.group, choice.drafter, choice.bucket, nodes, levels)
+        sequence.count(choice.drafter, len(draft.tokens), levels, len(path))
         row.path = path if draft.kept is None else [draft.kept[node] for node in path]
         if choice.drafter not in draft.said:
             # A draft that its drafter cut for lack of confidence counts as having failed at the cut: the estimate is
@@ -163,9 +166,10 @@ class Drafting:
     def _caps(self, s: Sequence, budget: Budget) -> dict[str, int]:
         """Levels that each drafter of the sequence may draft: policy, own limit, window, what the answer still takes.
 
-        ``room`` of its rows: nodes, by pages and the widest step.
+        How many nodes are possible is written to its rows.
         """
-        decision, trees = s.decision, self._may_branch(s)
+        decision = s.decision
+        width = decision.tree_width if self._may_branch(s) else 1
         caps, nodes = {}, 0
         for name in decision.drafters:
             drafter = self.drafters.get(name)
@@ -175,11 +179,11 @@ class Drafting:
             if drafter.needs.window is not None:
                 limit = min(limit, drafter.needs.window - len(s.tokens))
             caps[name] = max(0, limit)
-            nodes = max(nodes, limit * (drafter.needs.spread if trees else 1))
-        room = budget(s, min(MAX_TREE_NODES, nodes))
-        for name, cap in caps.items():
-            row, spread = s.row(name), self.drafters[name].needs.spread if trees else 1
-            row.room, row.tree = min(room, cap * spread), spread > 1
+            s.row(name).width = width if drafter.needs.branches else 1
+            nodes = max(nodes, limit * s.row(name).width)
+        room = budget(s, min(decision.tree_nodes, nodes))
+        for name in caps:
+            s.row(name).room = room
         return {name: min(cap, room) for name, cap in caps.items() if min(cap, room) > 0}
 
     def _may_branch(self, s: Sequence) -> bool:
@@ -229,8 +233,8 @@ class Drafting:
                 out.append(Candidate(name, min(caps[name], len(guess.tokens)), guess.bucket, True, prior))
             elif self.drafters[name].needs.place == "device":
                 needs = self.drafters[name].needs
-                spread = needs.spread if s.row(name).tree else 1
-                out.append(Candidate(name, caps[name], 0, False, needs.prior[0], spread))
+                row = s.row(name)
+                out.append(Candidate(name, caps[name], 0, False, needs.prior[0], row.width, row.room))
         return out
 
     def _ask_device(self, name: str, wanted: Rows[tuple[Sequence, Choice]], drafts: dict[str, Draft]) -> None:
@@ -240,7 +244,7 @@ class Drafting:
             part = wanted[start : start + self._rows]
             rows = [self._row(s, name, choice.k) for s, choice in part]
             for row, (s, choice) in zip(rows, part, strict=True):
-                row.room = min(row.room, choice.k * choice.spread)
+                row.room = min(row.room, choice.k * row.width)
                 row.floor, row.keep = self._controller.worth(choice, len(part)) if s.decision.adaptive else (0.0, 0.0)
                 row.least = s.decision.k_min
             batch.clear(len(rows))
@@ -275,6 +279,6 @@ class Drafting:
         batch = self._batches.get(name)
         if batch is None:
             needs = self.drafters[name].needs
-            nodes = min(MAX_TREE_NODES, needs.max_k * needs.spread)
+            nodes = MAX_TREE_NODES if needs.branches else min(MAX_TREE_NODES, needs.max_k)
             batch = self._batches[name] = DraftBatch.allocate(self._rows, nodes)
         return batch

@@ -27,13 +27,17 @@ FRESH_S = 60.0
 MAX_GROUPS = 1024
 DEFAULT_PRIOR = 0.7
 
+SPREAD_RATE = 0.05
+"""How fast the estimate of a tree's nodes a level follows what is drafted."""
+
 
 @dataclass(slots=True)
 class Track:
     """One drafter at one confidence in one group.
 
     ``last_k``: as chosen last. ``idle``: rows since it was observed or chosen; from ``interval`` on a probe is due.
-    ``probing``: a probe's result is awaited, made at ``probed_at`` (seconds) for ``stake`` (steps).
+    ``probing``: a probe's result is awaited, made at ``probed_at`` (seconds) for ``stake`` (steps). ``spread``: nodes a
+    level that its trees have on average, 0 where none was seen.
     """
 
     acceptance: Acceptance
@@ -43,6 +47,12 @@ class Track:
     probing: bool = False
     probed_at: float = 0.0
     stake: float = 0.0
+    spread: float = 0.0
+
+    def grown(self, nodes: int, levels: int) -> None:
+        """It drafted a tree of so many nodes on so many levels."""
+        density = nodes / max(1, levels)
+        self.spread = self.spread + SPREAD_RATE * (density - self.spread) if self.spread else density
 
     def due(self, now: float) -> bool:
         """Whether to try it again at ``now`` (seconds)."""

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from specproxy.engine.costs import CostTable
+from specproxy.vocabulary import MAX_TREE_NODES
 
 LADDER = (*range(9), 10, 12, 16, 24, 32, 48)
 
@@ -24,7 +25,7 @@ class Offer(NamedTuple):
     """A drafter for one row, with bounds on K.
 
     ``lengths``: K to choose from, rising, 1 or more. ``expected[k]``: tokens accepted on average of k levels drafted.
-    ``spread``: rows of the step that a level takes.
+    ``spread``: rows of the step that a level takes on average; ``nodes``: those of all levels, at most.
     ``known``: the guess exists, so that only the target's rows cost. ``sticky``: the K chosen last time, if this
     drafter was (-1: another was), for hysteresis.
     """
@@ -35,7 +36,12 @@ class Offer(NamedTuple):
     lengths: tuple[int, ...]
     expected: list[float]
     sticky: int
-    spread: int = 1
+    spread: float = 1.0
+    nodes: int = MAX_TREE_NODES
+
+    def rows(self, k: int) -> int:
+        """Rows of the step that ``k`` levels take."""
+        return k if self.spread == 1.0 else max(k, min(self.nodes, round(k * self.spread)))
 
 
 @dataclass(slots=True)
@@ -49,7 +55,7 @@ class Pick:
     @property
     def rows(self) -> int:
         """Rows of the step that the drafts take."""
-        return 0 if self.offer is None else self.k * self.offer.spread
+        return 0 if self.offer is None else self.offer.rows(self.k)
 
     @property
     def gain(self) -> float:
@@ -113,7 +119,7 @@ class StepLoad:
         most = tokens + times * expected[offer.lengths[-1]]
         best_k, best_rate = 0, 0.0
         for k in offer.lengths:
-            seconds = step(rows + times * k * offer.spread) + other
+            seconds = step(rows + times * offer.rows(k)) + other
             if not known:
                 seconds += chain(drafter, company, k if k > deepest else deepest)
             rate = (tokens + times * expected[k]) / seconds

@@ -19,14 +19,12 @@ from specproxy.engine.report import EngineTimes, finish_reason, finished_stats
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.sequence import Sequence
-from specproxy.engine.step import Step, is_chain, prefill_step
-from specproxy.errors import BadLogits, EngineFailed, InvalidRequest
+from specproxy.engine.step import Step, prefill_step
+from specproxy.engine.verify import NO_TOKEN, add_rows, keep_path, sample_finite
+from specproxy.errors import EngineFailed, InvalidRequest
 from specproxy.kernels.walk import walk
-from specproxy.sampling.sampler import Row, Sampler, sample_rows, token_logprobs
+from specproxy.sampling.sampler import Row, Sampler, token_logprobs
 from specproxy.vocabulary import Decision, Delta, FinishReason, Submission
-
-NO_TOKEN = -1
-"""Sampled where there are no finite logits: no draft carries it, so the walk ends there."""
 
 
 class Engine:
@@ -199,7 +197,7 @@ class Engine:
         step, rows, first = Step("decode"), [], []
         for s, draft in zip(sequences, drafts, strict=True):
             first.append(len(step.sample))
-            rows += self._add(step, s, draft)
+            rows += add_rows(step, s, draft, self.runner.rules.max_rows, self.runner.kv.page_size)
         hidden = self.drafting.hidden(sequences)
         logits, taps = self.runner.run(step, hidden)
         states = dict(zip(hidden, taps, strict=True))
@@ -217,7 +215,7 @@ class Engine:
             nodes = len(draft.tokens)
             accepted, bonus = walk(draft.tokens, draft.parents, nodes, sampled[at : at + 1 + nodes])
             self._feed(s, states, span.start, replayed, accepted)
-            self._keep_path(s, draft, replayed, accepted)
+            keep_path(self.runner.kv, s, draft, replayed, accepted)
             tokens = [*(draft.tokens[i] for i in accepted), bonus]
             self.drafting.settle(s, draft, accepted, tokens)
             deltas.append(self._commit(s, tokens, logits, [at, *(at + 1 + i for i in accepted)]))
@@ -229,36 +227,6 @@ class Engine:
         if states:
             rows = [*range(start, start + replayed), *(start + replayed + node for node in accepted)]
             self.drafting.feed(s, s.computed, states, rows)
-
-    def _add(self, step: Step, s: Sequence, draft: Draft) -> list[Row]:
-        """Put a sequence's rows into the step; returns what to sample at each of them."""
-        known, size = len(s.tokens), self.runner.kv.page_size
-        pending = s.pending
-        if len(pending) > 1:
-            part = pending[: self.runner.rules.max_rows]
-            whole = len(part) == len(pending)
-            step.add_chain(part, s.computed, s.table, size, len(part) - 1 if whole else len(part))
-            return [Row(s.sampler, (), known)] if whole else []
-        if is_chain(draft.parents):
-            tokens = draft.tokens
-            step.add_chain([*pending, *tokens], s.computed, s.table, size, 0)
-            return [Row(s.sampler, tokens[:i], known + i) for i in range(len(tokens) + 1)]
-        step.add_tree(pending[0], draft.tokens, draft.parents, s.computed, s.table, size)
-        paths: list[list[int]] = [[]]
-        for token, parent in zip(draft.tokens, draft.parents, strict=True):
-            paths.append([*paths[parent + 1], token])
-        return [Row(s.sampler, path, known + len(path)) for path in paths]
-
-    def _keep_path(self, s: Sequence, draft: Draft, replayed: int, accepted: Rows[int]) -> None:
-        """The accepted path's KV becomes the sequence's: a chain's stands where it belongs, a tree's is copied down."""
-        root = s.computed + replayed - 1
-        if not is_chain(draft.parents):
-            size, table = self.runner.kv.page_size, s.table
-            moves = [(root + 1 + node, root + 1 + depth) for depth, node in enumerate(accepted) if node != depth]
-            if moves:
-                slots = [[table[p // size] * size + p % size for p in column] for column in zip(*moves, strict=True)]
-                self.runner.kv.copy_slots(*slots)
-        s.computed = root + 1 + len(accepted)
 
     def _commit(self, s: Sequence, tokens: Rows[int], logits: Tensor, rows: Rows[int]) -> Delta:
         """Append tokens one by one until one of them ends the answer. ``rows`` are their rows in ``logits``."""
@@ -301,16 +269,3 @@ class Engine:
         error = EngineFailed("the target's logits are not finite for this request", code="bad_logits")
         self.scheduler.remove(s)
         return Delta(s.id, finish_reason="error", error=error.info(), stats=finished_stats(s))
-
-
-def sample_finite(logits: Tensor, rows: Rows[Row]) -> list[int]:
-    """``sample_rows``, with NO_TOKEN where a row's logits hold NaN."""
-    try:
-        return sample_rows(logits, rows)
-    except BadLogits as error:
-        good = [i for i in range(len(rows)) if i not in error.rows]
-        tokens = [NO_TOKEN] * len(rows)
-        if good:
-            for i, token in zip(good, sample_rows(logits[good], [rows[i] for i in good]), strict=True):
-                tokens[i] = token
-        return tokens

@@ -85,5 +85,6 @@ def describe(model: StepModel, rules: Rules, threads: Threads) -> Numerics:
         threads=threads.wide,
         narrow_threads=threads.narrow,
         path=model.spec.path_kind,
+        trees=rules.trees,
         detail=rules.detail,
     )

@@ -86,11 +86,10 @@ class Warmup:
 
     def _draft(self, drafter: Drafter, rows: int, k: int) -> None:
         """One draft of each row, a token after the last one."""
-        needs = drafter.needs
         ctx = DraftContext([self._advance(drafter, i) for i in range(rows)])
         for row in ctx.rows:
-            row.k, row.room, row.tree = k, k * needs.spread, needs.spread > 1
-        drafter.propose(ctx, DraftBatch.allocate(rows, k * needs.spread))
+            row.k, row.room = k, k
+        drafter.propose(ctx, DraftBatch.allocate(rows, k))
 
     def _advance(self, drafter: Drafter, i: int) -> DraftRow:
         """The row of a sequence that has grown by a token since it was last drafted for."""

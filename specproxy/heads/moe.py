@@ -73,16 +73,14 @@ class Router:
 
     def __init__(self, weights: Weights, prefix: str, hidden: int, routing: Routing) -> None:
         self._routing = routing
-        weight = weights.take(f"{prefix}weight", routing.experts, hidden)
-        self._type = torch.promote_types(weight.dtype, torch.float32)
-        self._weight = weight.to(self._type)
-        bias = weights.maybe(f"{prefix}e_score_correction_bias", routing.experts)
-        self._bias = None if bias is None else bias.to(self._type)
+        wide, name = torch.float32, f"{prefix}e_score_correction_bias"
+        self._weight = weights.take(f"{prefix}weight", routing.experts, hidden, at_least=wide)
+        self._bias = weights.maybe(name, routing.experts, at_least=wide)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, H] -> ids [T, K], weights [T, K] in the dtype of x."""
         routing = self._routing
-        logits = F.linear(x.to(self._type), self._weight)
+        logits = F.linear(x.to(self._weight.dtype), self._weight)
         scores = logits.sigmoid() if routing.scores == "sigmoid" else logits.softmax(-1)
         ids = self._choose(scores if self._bias is None else scores + self._bias)
         chosen = scores.gather(1, ids)

@@ -48,8 +48,11 @@ class Weights:
         """The shape of a tensor that is not taken yet. Raises ModelLoadError where it is missing."""
         return tuple(self._find(name).shape)
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """The tensor, of exactly this shape (-1: any size). Raises ModelLoadError naming the key."""
+    def take(self, name: str, *shape: int, at_least: torch.dtype | None = None) -> Tensor:
+        """The tensor, of exactly this shape (-1: any size), in ``at_least`` where that is wider than the others.
+
+        Raises ModelLoadError naming the key.
+        """
         tensor = self._find(name)
         found = tuple(tensor.shape)
         if len(found) != len(shape) or any(want not in (-1, have) for want, have in zip(shape, found, strict=True)):
@@ -57,12 +60,13 @@ class Weights:
             raise ModelLoadError(f"{self.path}: {name} has shape {list(found)}; expected [{wanted}]")
         del self._left[name]
         if tensor.is_floating_point():
-            return tensor.to(self._device, self._dtype).contiguous()
+            dtype = self._dtype if at_least is None else torch.promote_types(self._dtype, at_least)
+            return tensor.to(self._device, dtype).contiguous()
         return tensor.to(self._device).contiguous()
 
-    def maybe(self, name: str, *shape: int) -> Tensor | None:
+    def maybe(self, name: str, *shape: int, at_least: torch.dtype | None = None) -> Tensor | None:
         """``take`` where the tensor is there."""
-        return self.take(name, *shape) if name in self else None
+        return self.take(name, *shape, at_least=at_least) if name in self else None
 
     def finish(self, ignore: Iterable[str] = ()) -> None:
         """Nothing may be left but what matches a pattern of ``ignore``. Raises ModelLoadError naming what is."""

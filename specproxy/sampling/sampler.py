@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from specproxy.errors import BadLogits, InvalidRequest
-from specproxy.kernels.sample import Cut, Winners, first_in_order, winners, winners_host
+from specproxy.kernels.sample import Cut, Winners, first_in_order, keep_mask, winners, winners_host
 from specproxy.sampling.history import History
 from specproxy.sampling.noise import Noise
 from specproxy.vocabulary import SamplingParams, TokenLogprob
@@ -99,6 +99,20 @@ class Sampler:
             self._history.apply(x)
         return x
 
+    def distribution(self, logits: torch.Tensor, path: Sequence[int] = ()) -> np.ndarray:
+        """The probabilities [V] float64 that tokens behind ``path`` are drawn with, from logits [W] (any float dtype):
+        after everything that is done to them but the noise. For measurements: it sorts the vocabulary."""
+        x = self.process(logits.detach()[: self.vocab_size].float().cpu().numpy(), path)
+        chances = np.zeros(self.vocab_size)
+        if self.cut.temperature == 0.0:
+            chances[x.argmax()] = 1.0
+            return chances
+        z = torch.from_numpy(x[None]) / self.cut.temperature
+        _, top_k, top_p, min_p = (torch.tensor([value], dtype=torch.float64) for value in self.cut)
+        kept = keep_mask(z, top_k.long(), top_p, min_p.float())
+        chances[: len(x)] = z.double().masked_fill(~kept, -math.inf).softmax(-1)[0].numpy()
+        return chances
+
     def lowest_allowed(self, path: Sequence[int]) -> int:
         """The token where every id that is not masked has logit -inf."""
         masked = set(self._masked(len(path), self.vocab_size).tolist())
@@ -145,12 +159,12 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     return tokens
 
 
-def propose_rows(logits: torch.Tensor, rows: Sequence[Row], b: int = 1) -> Proposals:
+def propose_rows(logits: torch.Tensor, rows: Sequence[Row], b: int = 1, *, coupled: bool = True) -> Proposals:
     """Coupled drafting: what ``sample_rows`` would choose from a drafter's logits[N, W], the b best, and margins.
 
-    NaN gives any token, with margin 0.
+    Not ``coupled``: the likeliest ids after the same processors, whatever the noise. NaN gives any token, with margin 0.
     """
-    found = _winners(logits, rows, max(b, 2))
+    found = _winners(logits, rows, max(b, 2), coupled=coupled)
     return Proposals([row.ids[:b] for row in found], [_margins(row.scores)[: len(row.ids[:b])] for row in found])
 
 
@@ -165,36 +179,36 @@ def token_logprobs(
     return [_logprob(x, token, top, vocab_size) for x, token in zip(_host(logits), chosen, strict=True)]
 
 
-def _winners(logits: torch.Tensor, rows: Sequence[Row], count: int) -> list[Winners]:
-    """The best ids of each row, with their scores."""
+def _winners(logits: torch.Tensor, rows: Sequence[Row], count: int, *, coupled: bool = True) -> list[Winners]:
+    """The best ids of each row, with their scores; without the noise where not ``coupled``."""
     x = _float_rows(logits, rows)
     if x.device.type == "cpu":
-        found = [_winners_on_host(x_row, row, count) for x_row, row in zip(x.numpy(), rows, strict=True)]
+        found = [_winners_on_host(x_row, row, count, coupled) for x_row, row in zip(x.numpy(), rows, strict=True)]
     else:
-        found = _winners_on_device(x, rows, count)
+        found = _winners_on_device(x, rows, count, coupled)
     for row, best in zip(rows, found, strict=True):
         if best.scores[0] == -math.inf:
             best.ids[0] = row.sampler.lowest_allowed(row.path)
     return found
 
 
-def _winners_on_host(x: np.ndarray, row: Row, count: int) -> Winners:
+def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool) -> Winners:
     """One row on the CPU: numpy on a row that fits the first-level cache beats batched torch several times."""
     sampler = row.sampler
     if sampler.noise is None:
         return winners_host(sampler.process(x, row.path), None, sampler.cut, count)
-    noise = sampler.noise.row(row.position).numpy()[: len(x)]
+    noise = sampler.noise.row(row.position).numpy()[: len(x)] if coupled else np.zeros_like(x)
     return winners_host(sampler.process(x, row.path), noise, sampler.cut, count)
 
 
-def _winners_on_device(x: torch.Tensor, rows: Sequence[Row], count: int) -> list[Winners]:
+def _winners_on_device(x: torch.Tensor, rows: Sequence[Row], count: int, coupled: bool) -> list[Winners]:
     """All rows on another device by the torch reference; rows that a mask, penalty or bias changes visit the host."""
     x = x.clone()
     noise = torch.zeros_like(x)
     for i, (sampler, path, position) in enumerate(rows):
         if sampler.edits:
             x[i] = torch.from_numpy(sampler.process(x[i].cpu().numpy(), path)).to(x.device)
-        if sampler.noise is not None:
+        if sampler.noise is not None and coupled:
             noise[i] = sampler.noise.row(position)[: x.shape[-1]]
     return winners(x, noise, [row.sampler.cut for row in rows], count)
 

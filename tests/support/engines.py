@@ -21,10 +21,11 @@ HOUSE_DRAFTERS = {
 
 HOUSE_HEADS = {
     "ngram": DrafterConfig(type="ngram"),
+    "eagle3": DrafterConfig(type="eagle3", path="house"),
+    "medusa": DrafterConfig(type="medusa", path="house"),
     "mtp": DrafterConfig(type="mtp", path="house"),
-    "mtp_tree": DrafterConfig(type="mtp", path="house", options={"shape": "tree"}),
     "layer_skip": DrafterConfig(type="layer_skip"),
-    "replay_tree": DrafterConfig(type="replay", options={"shape": "mixed"}),
+    "replay": DrafterConfig(type="replay", options={"shape": "mixed"}),
 }
 """Drafters that read or share the target's states, and trees."""
 

@@ -31,7 +31,18 @@ AXES: dict[str, Sequence[Any]] = {
 }
 
 HEAD_AXES: dict[str, Sequence[Any]] = AXES | {
-    "drafter": ["mtp", "mtp_tree", "layer_skip", "replay_tree", "heads"],
+    "drafter": [
+        "eagle3",
+        "eagle3_tree",
+        "medusa",
+        "medusa_tree",
+        "mtp",
+        "mtp_tree",
+        "layer_skip",
+        "replay_tree",
+        "heads",
+        "heads_tree",
+    ],
     "k": [1, 3, 5, 8],
 }
 """The same with the drafters that read or share the target's states, and with trees."""
@@ -152,7 +163,7 @@ def accepted_lengths(steps: int, accepted_at: Sequence[int]) -> set[int]:
 
 SEVERAL = {
     "mixed": ("prediction", "suffix", "ngram", "draft_model"),
-    "heads": ("ngram", "mtp", "mtp_tree"),
+    "heads": ("ngram", "eagle3", "medusa", "mtp"),
 }
 """Values of the axis that let the controller choose among drafters."""
 
@@ -161,5 +172,16 @@ def decision(drafter: str, k: int) -> Decision:
     """The decision of a case: fixed K, one drafter or all of them."""
     if drafter == "off":
         return OFF
-    names = SEVERAL.get(drafter, (drafter,))
-    return Decision("on", "r", drafters=names, k_min=k, k_max=k, adaptive=False, auto=drafter in SEVERAL)
+    name = drafter.removesuffix("_tree")
+    names, width = SEVERAL.get(name, (name,)), 3 if drafter.endswith("_tree") else 1
+    return Decision(
+        "on",
+        "r",
+        drafters=names,
+        k_min=k,
+        k_max=k,
+        adaptive=False,
+        auto=name in SEVERAL,
+        tree_width=width,
+        tree_nodes=width * k,
+    )
