@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "load a model and answer requests",
     "policy": "check, explain and test policy files",
     "bench": "measure speculation on against off",
+    "train": "train a drafting head or a draft model",
 }
 """Subcommands and what they do. Each has a module of its name beside this one, with ``register(subparsers)``."""
 
