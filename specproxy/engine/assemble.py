@@ -14,11 +14,10 @@ from specproxy.config.schema import DrafterConfig, EngineConfig
 from specproxy.drafters import registry
 from specproxy.drafters.base import Drafter
 from specproxy.engine.controller import Controller
-from specproxy.engine.costs import CostTable
 from specproxy.engine.drafting import Drafting
 from specproxy.engine.loop import Engine
 from specproxy.engine.memory import count_pages
-from specproxy.engine.numerics import describe, proven_rules
+from specproxy.engine.numerics import describe, proven_path
 from specproxy.engine.own_texts import write_own_texts
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
@@ -127,8 +126,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         path_kind=wanted.path_kind,
         trust_remote_code=wanted.trust_remote_code,
     )
-    progress("numerics self-test")
-    rules = proven_rules(model, PAGE_SIZE, threads, wanted.exactness)
+    model, rules = proven_path(model, PAGE_SIZE, threads, wanted, progress)
     num_pages = count_pages(wanted, model.spec, PAGE_SIZE)
     try:
         kv = KVBuffers.allocate(model.spec.layers, num_pages, PAGE_SIZE, model.spec.dtype, model.spec.device)
@@ -151,7 +149,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
     host.on_allocate(kv.zero_page)
     pool = PagePool(num_pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
     progress("measuring step times")
-    controller = Controller(CostTable(measure_steps(runner, pool, host.vocab_size)), time.monotonic)
+    controller = Controller(measure_steps(runner, pool, host.vocab_size), time.monotonic)
     drafting = Drafting(controller, time.monotonic, trees=rules.trees or not rules.exact, max_rows=wanted.max_sequences)
     scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, drafting.release)
     engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic)

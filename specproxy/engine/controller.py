@@ -132,9 +132,10 @@ class Controller:
             return 0.0, 0.0
         costs, nodes, per_level = self.costs, choice.nodes, max(1, round(choice.nodes / choice.k))
         drafting = costs.chain(choice.drafter, rows, choice.k)
-        verifying = costs.step(rows * (nodes + 1))
+        dearer = costs.tree if nodes > choice.k else 1.0
+        verifying = costs.step(rows * (nodes + 1)) * dearer
         rate = rows * choice.expected / (verifying + drafting)
-        last = verifying - costs.step(rows * (nodes - per_level + 1))
+        last = verifying - costs.step(rows * (nodes - per_level + 1)) * dearer
         level = drafting - costs.chain(choice.drafter, rows, choice.k - 1) + last
         return min(1.0, rate * level / rows), min(1.0, rate * last / (rows * per_level))
 
@@ -165,9 +166,9 @@ class Controller:
             accepted += 1
         self.observe(group, drafter, bucket, length, accepted)
 
-    def observe_step(self, rows: int, seconds: float) -> None:
-        """A step of the target with ``rows`` rows took ``seconds``."""
-        self.costs.observe_step(rows, seconds)
+    def observe_step(self, rows: int, seconds: float, tree: bool = False) -> None:
+        """A step of the target with ``rows`` rows took ``seconds``; ``tree``: some of its drafts branch."""
+        self.costs.observe_step(rows, seconds, tree)
 
     def observe_chain(self, drafter: str, rows: int, k: int, seconds: float) -> None:
         """Drafting up to ``k`` tokens in each of ``rows`` sequences took ``drafter`` ``seconds``."""

@@ -99,13 +99,18 @@ class CostTable:
 
     ``steps``: rows -> seconds of one step of the target, up to the widest step it takes. ``chains``: drafter ->
     {(rows, k): seconds} of drafting k tokens in each of ``rows`` sequences at once; a drafter without an entry
-    (prompt lookup and its like) costs nothing.
+    (prompt lookup and its like) costs nothing. ``tree``: how many times as long a step takes whose drafts branch, of
+    as many rows: their keys are gathered path by path.
     """
 
     def __init__(
-        self, steps: Mapping[int, float], chains: Mapping[str, Mapping[tuple[int, int], float]] | None = None
+        self,
+        steps: Mapping[int, float],
+        chains: Mapping[str, Mapping[tuple[int, int], float]] | None = None,
+        tree: float = 1.0,
     ) -> None:
         self._steps = Curve(steps)
+        self._tree = math.log(max(1.0, tree))
         self._chains: dict[str, dict[int, Curve]] = {}
         self._drift = 0.0
         # The controller asks for the same few costs thousands of times between two corrections.
@@ -132,6 +137,11 @@ class CostTable:
         """How much slower than at warm-up the machine is now: a factor."""
         return math.exp(self._drift)
 
+    @property
+    def tree(self) -> float:
+        """How many times as long a step with trees takes."""
+        return math.exp(self._tree)
+
     def step(self, rows: int) -> float:
         """Seconds of a step of ``rows`` tokens, without drift; several steps where it is wider than the widest."""
         seconds = self._step_cache.get(rows)
@@ -154,9 +164,14 @@ class CostTable:
             self._chain_cache[drafter, rows, k] = seconds
         return seconds
 
-    def observe_step(self, rows: int, seconds: float) -> None:
-        """A step of ``rows`` tokens took ``seconds``; one that had to be split is reported part by part."""
+    def observe_step(self, rows: int, seconds: float, tree: bool = False) -> None:
+        """A step of ``rows`` tokens took ``seconds``; one that had to be split is reported part by part. ``tree``: some
+        of its drafts branch."""
         rows = min(rows, self._steps.widths[-1])
+        if tree and rows > 0 and seconds > 0:
+            error = math.log(seconds / self.step(rows)) - self._drift - self._tree
+            self._tree = max(0.0, self._tree + POINT_RATE * max(-CLIP, min(CLIP, error)))
+            return
         if rows > 0 and seconds > 0 and self._steps.correct(rows, self._surprise(self.step(rows), seconds)):
             self._step_cache.clear()
 

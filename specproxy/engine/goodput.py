@@ -66,12 +66,14 @@ class Pick:
 @dataclass(slots=True)
 class StepLoad:
     """A step as planned so far. ``rows`` of the target, ``tokens`` it is expected to yield, lengths of the chains that
-    each drafter drafts for it. ``plain`` (all sequences, no drafts) starts with one of each per sequence."""
+    each drafter drafts for it, sequences whose drafts branch. ``plain`` (all sequences, no drafts) starts with one of
+    each per sequence."""
 
     costs: CostTable
     rows: int
     tokens: float
     chains: dict[str, list[int]] = field(default_factory=dict)
+    trees: int = 0
 
     @classmethod
     def plain(cls, costs: CostTable, sequences: int) -> StepLoad:
@@ -93,15 +95,16 @@ class StepLoad:
     def _change(self, pick: Pick, sign: int) -> None:
         self.rows += sign * pick.rows
         self.tokens += sign * pick.gain
+        self.trees += sign * (pick.rows > pick.k)
 
     def rate(self) -> float:
         """Tokens per second as planned."""
-        return self.tokens / (self.costs.step(self.rows) + self._other_chains(""))
+        return self.tokens / (self._step() + self._other_chains(""))
 
     def seconds(self, pick: Pick) -> float:
         """Duration of the step with one more row drafting as picked."""
         self.add(pick)
-        seconds = self.costs.step(self.rows) + self._other_chains("")
+        seconds = self._step() + self._other_chains("")
         self.remove(pick)
         return seconds
 
@@ -119,7 +122,11 @@ class StepLoad:
         most = tokens + times * expected[offer.lengths[-1]]
         best_k, best_rate = 0, 0.0
         for k in offer.lengths:
-            seconds = step(rows + times * offer.rows(k)) + other
+            nodes = offer.rows(k)
+            seconds = step(rows + times * nodes)
+            if self.trees or nodes > k:
+                seconds *= self.costs.tree
+            seconds += other
             if not known:
                 seconds += chain(drafter, company, k if k > deepest else deepest)
             rate = (tokens + times * expected[k]) / seconds
@@ -130,6 +137,10 @@ class StepLoad:
             elif k > sticky and most < best_rate * seconds:
                 break  # longer ones cost more and yield at most this
         return Pick(offer, best_k, best_rate)
+
+    def _step(self) -> float:
+        """Seconds of the target's step as planned."""
+        return self.costs.step(self.rows) * (self.costs.tree if self.trees else 1.0)
 
     def _other_chains(self, drafter: str) -> float:
         """Seconds of all chains but those of ``drafter``."""

@@ -203,7 +203,7 @@ class Engine:
         states = dict(zip(hidden, taps, strict=True))
         sampled = sample_finite(logits, rows) if rows else []
         seconds = self._clock() - began
-        self._controller.observe_step(len(step.ids), seconds)
+        self._controller.observe_step(len(step.ids), seconds, any(span.words is not None for span in step.spans))
         self.times.add("decode", seconds)
         deltas = []
         for s, draft, at, span in zip(sequences, drafts, first, step.spans, strict=True):

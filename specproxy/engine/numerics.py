@@ -5,20 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from specproxy.config.schema import ModelConfig
 from specproxy.engine.runner import NUMERIC, Rules
 from specproxy.engine.selftest import CANDIDATES, PREFILL_ROWS, SelfTest
 from specproxy.engine.threads import Threads
 from specproxy.models.base import StepModel
 from specproxy.models.machine import cache_folder, cpu_identity
+from specproxy.models.native import native_model
 from specproxy.vocabulary import Numerics
 
-SELFTEST_VERSION = 10
+SELFTEST_VERSION = 11
 """Part of the fingerprint: raise it when the test, the attention or the step changes."""
+
+_RUNGS = ("numeric", "bitwise-fixed", "bitwise")
+
+_TOP = (2, True, True)
+"""Rungs in their order; what the highest one proves (see ``_rung``)."""
 
 EXPERTS = ("moe", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "minimax")
 """Parts of model-type names with routed experts: rows share expert products, so their bits depend on each other."""
@@ -37,12 +46,38 @@ def numerics_fingerprint(model: StepModel, threads: Threads) -> str:
         torch.backends.cpu.get_cpu_capability(),
         spec.fingerprint,
         spec.path_kind,
+        spec.build,
         str(spec.dtype),
         spec.max_len,
         CANDIDATES,
         PREFILL_ROWS,
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def proven_path(
+    model: StepModel, page_size: int, threads: Threads, wanted: ModelConfig, progress: Callable[[str], None]
+) -> tuple[StepModel, Rules]:
+    """What serves: ``model`` with a compiled step, where it can have one that proves as much as the eager loop does;
+    else ``model`` as it is. And the rules to run under."""
+    native = native_model(model, page_size, progress) if wanted.compile == "auto" else None
+    progress("numerics self-test")
+    if native is None:
+        return model, proven_rules(model, page_size, threads, wanted.exactness)
+    compiled = proven_rules(native, page_size, threads, wanted.exactness)
+    if wanted.exactness == "numeric" or _rung(compiled) == _TOP:
+        return native, compiled
+    eager = proven_rules(model, page_size, threads, wanted.exactness)
+    if _rung(compiled) >= _rung(eager):
+        return native, compiled
+    why = "the compiled step proved less than the eager loop, which serves"
+    progress(f"{why}: {compiled.detail or compiled.exactness}")
+    return model, replace(eager, detail=why)
+
+
+def _rung(rules: Rules) -> tuple[int, bool, bool]:
+    """What ``rules`` promise, in an order."""
+    return _RUNGS.index(rules.exactness), rules.trees, rules.one_provenance
 
 
 def proven_rules(model: StepModel, page_size: int, threads: Threads, exactness: str) -> Rules:

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
+from specproxy.engine.costs import CostTable
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
 from specproxy.engine.step import Step
@@ -60,6 +61,19 @@ class Warmup:
             for rows in STEP_ROWS
             if rows <= limit and -(-rows // ROWS_PER_SEQUENCE) <= len(self._tables)
         }
+
+    def tree(self) -> float:
+        """How many times as long as a chain's a tree's step of as many rows takes."""
+        parents = [-1, -1, -1, 0, 0, 0, 3, 3, 3, 6, 6, 6]
+        chain = list(range(-1, len(parents) - 1))
+        branching, straight = (_fastest(partial(self._tree, shape)) for shape in (parents, chain))
+        return branching / straight
+
+    def _tree(self, parents: list[int]) -> None:
+        step = Step("decode")
+        size = self._runner.kv.page_size
+        step.add_tree(0, [0] * len(parents), parents, self._context, self._tables[0], size)
+        self._runner.run(step)
 
     def chains(self, drafter: Drafter) -> dict[tuple[int, int], float]:
         """(rows, k) -> seconds that ``drafter`` takes to draft k tokens for each of so many sequences."""
@@ -114,10 +128,10 @@ class Warmup:
             row.hidden.append(start, torch.zeros(end - start, width, dtype=spec.dtype, device=spec.device))
 
 
-def measure_steps(runner: Runner, pool: PagePool, vocab_size: int) -> dict[int, float]:
-    """Rows -> seconds of a step of the target on this machine."""
+def measure_steps(runner: Runner, pool: PagePool, vocab_size: int) -> CostTable:
+    """What steps of the target cost on this machine."""
     with closing(Warmup(runner, pool, vocab_size)) as warmup:
-        return warmup.steps()
+        return CostTable(warmup.steps(), tree=warmup.tree())
 
 
 def measure_chains(runner: Runner, pool: PagePool, vocab_size: int, drafter: Drafter) -> dict[tuple[int, int], float]:

@@ -285,3 +285,17 @@ def test_an_unloaded_drafter_is_forgotten(make: Make, clock: Any, decide: Decide
     controller.forget("draft_model")
     assert controller.costs.chain("draft_model", 1, 4) == 0.0
     assert controller.choose("g", decide(), [Candidate("draft_model", 8)], 1).k > 0
+
+
+def test_trees_are_weighed_by_what_they_cost(clock: Any, decide: Decide) -> None:
+    """A tree whose rows are dear is drafted less deep than one whose rows are nearly free, and not at all where plain
+    decoding is faster."""
+    chosen = []
+    for tree in (1.0, 1.6, 6.0):
+        steps = {rows: 1 + 0.01 * (rows - 1) for rows in (1, 8, 64)}
+        controller = Controller(CostTable(steps, {"draft_model": {(1, 1): 0.05, (1, 8): 0.4}}, tree), clock)
+        for _ in range(200):
+            controller.observe("g", "draft_model", 0, 6, 4)
+        candidate = Candidate("draft_model", 8, width=3, nodes=24)
+        chosen.append(controller.choose("g", decide(), [candidate], 1).k)
+    assert chosen[0] >= chosen[1] > chosen[2] == 0

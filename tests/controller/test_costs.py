@@ -113,3 +113,14 @@ def test_a_table_without_sense_is_refused(points: dict[int, float]) -> None:
     """No widths, a width of zero, or a step that takes no time."""
     with pytest.raises(ValueError, match="widths"):
         CostTable(points)
+
+
+def test_steps_with_trees_are_learnt_apart() -> None:
+    """What trees cost more is a factor of its own, and leaves the cost of chains as it was."""
+    table = CostTable({1: 4.0, 16: 6.0}, tree=1.2)
+    assert table.tree == pytest.approx(1.2)
+    for _ in range(600):
+        table.observe_step(16, 12.0, tree=True)
+        table.observe_step(16, 6.0)
+    assert table.tree == pytest.approx(2.0, rel=0.05)
+    assert table.step(16) == pytest.approx(6.0, rel=0.01)
