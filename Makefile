@@ -25,7 +25,7 @@ serve: $(RUN_STAMP) ## the proxy on http://127.0.0.1:8000/v1 with the bundled mo
 
 .PHONY: test
 test: $(DEV_STAMP) ## every test but those marked soak, gpu and identity_full; nothing may be fetched
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: check
 check: $(DEV_STAMP) ## format, lint, strict types; all three run, whatever the first one says

@@ -169,8 +169,11 @@ def eventually() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that was empty when the tests began, and is theirs."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache folder that was empty when the tests began, and is theirs, whichever process runs them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

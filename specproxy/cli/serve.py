@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from specproxy.config.flags import add_config_flags, config_file, flag_settings
 from specproxy.config.keys import load_keys
 from specproxy.config.load import check_bind, load_start_config
 from specproxy.config.schema import StartConfig
+from specproxy.server.capture_files import claim_folder
 from specproxy.server.launch import Launch, launch
 
 if TYPE_CHECKING:
@@ -29,9 +31,18 @@ examples:
   specproxy serve --model Qwen/Qwen3-4B --drafter draft=draft_model:Qwen/Qwen3-0.6B --drafter ngram=ngram
   specproxy serve --model /models/llama --policies /etc/specproxy/policies --port 9000
   specproxy serve --host 0.0.0.0 --keys-file keys.txt --log-format json
+  specproxy serve --capture /var/lib/specproxy/answers
   specproxy serve --config specproxy.yaml --set server.max_queue=64 --set server.drain_s=60
 
 a drafter is NAME=TYPE or NAME=TYPE:PATH; NAME is what policies call it. Types: ngram, prediction, draft_model.
+--capture DIR keeps prompts and answers for training drafters. Without it nothing is kept. With it, only requests whose
+route has capture: on are, and of these not the ones that send the header x-specproxy-no-capture, fail or are aborted.
+  stored   messages or prompt, answer, token ids, sampling parameters, stop strings, seed, model, route, revision,
+           finish reason and time; no headers, keys, user ids or metadata; what people write into a prompt stands there
+  where    DIR/capture-DATE-TIME-NUMBER.jsonl, plain text, which only this user may read
+  how long until capture.max_mb (default 1024) is full, then the oldest file goes; delete files whenever you like
+  off      capture: off on the route, for every request from then on, or a start without DIR
+
 SIGHUP reloads the policies (so does saving one), SIGTERM drains, a second one stops at once.
 GET /ready says what is loaded and how exact it is, GET /metrics is for Prometheus."""
 
@@ -59,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_start_config(config_file(args, os.environ), os.environ, flag_settings(args))
     keys = load_keys(config.keys, os.environ)
     check_bind(config, has_keys=len(keys) > 0)
+    if config.capture.dir:
+        claim_folder(Path(config.capture.dir))
     started = launch(config)
     try:
         # Imported only now: it takes half a second, in which the engine is already loading.
@@ -101,9 +114,9 @@ class Terminal:
 
 def describe(launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: float) -> dict[str, str]:
     """What is served where, and how."""
-    numerics = hello.numerics
+    numerics, capture = hello.numerics, launch.config.capture
     drafters = ", ".join(f"{d.name} ({d.type}, K ≤ {d.max_k})" for d in hello.drafters)
-    return {
+    facts = {
         "url": launch.url,
         "model": f"{hello.model.name} · {numerics.dtype} on {numerics.device} · context {hello.model.max_model_len}",
         "drafters": drafters or "none: nothing is drafted",
@@ -111,6 +124,10 @@ def describe(launch: Launch, hello: Hello, policies: PolicyStore, elapsed_s: flo
         "policies": f"{launch.config.policies} · revision {policies.current.hash[:12]}",
         "ready in": f"{elapsed_s:.1f} s",
     }
+    if capture.dir:
+        routes = ", ".join(route.name for route in policies.current.routes if route.captures is True)
+        facts["capture"] = f"{capture.dir} · up to {capture.max_mb} MiB · routes: {routes or 'none'}"
+    return facts
 
 
 def _span(widths: list[int]) -> str:

@@ -18,6 +18,7 @@ SHORT_FORMS: Mapping[str, tuple[str, ...]] = {
     "SPECPROXY_PORT": ("server", "port"),
     "SPECPROXY_KEYS_FILE": ("keys", "file"),
     "SPECPROXY_STATE": ("state", "path"),
+    "SPECPROXY_CAPTURE": ("capture", "dir"),
     "SPECPROXY_LOG_LEVEL": ("log", "level"),
     "SPECPROXY_LOG_FORMAT": ("log", "format"),
     "SPECPROXY_POLICIES": ("policies",),

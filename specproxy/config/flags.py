@@ -19,6 +19,12 @@ _FLAGS = (
     ("--host", "server.host", "ADDRESS", "where to listen; other than loopback needs keys"),
     ("--port", "server.port", "PORT", "port to listen on"),
     ("--keys-file", "keys.file", "FILE", "API keys, one id: sha256 per line"),
+    (
+        "--capture",
+        "capture.dir",
+        "DIR",
+        "keep answers of routes with capture: on there, for training; default: none kept",
+    ),
     ("--log-level", "log.level", "LEVEL", "debug, info, warning or error"),
     ("--log-format", "log.format", "FORMAT", "console or json"),
 )

@@ -19,7 +19,8 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     """The target. ``path`` is a folder or a Hugging Face id; the default is the bundled house model.
 
     ``kv_memory``: bytes, or text such as "512MB" or "2GB". ``exactness``: "auto" takes the best rung that the start-up
-    self-test proves; "numeric" skips the padding that bitwise equality needs.
+    self-test proves; "numeric" skips the padding that bitwise equality needs. ``compile``: "auto" runs a small bf16
+    model of the Llama family on CPU in compiled code, where there is a C++ compiler; "off" never does.
     """
 
     path: str = "house"
@@ -34,6 +35,7 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     threads: Count | Literal["auto"] = "auto"
     path_kind: Literal["auto", "fused", "transformers"] = "auto"
     exactness: Literal["auto", "numeric"] = "auto"
+    compile: Literal["auto", "off"] = "auto"
     trust_remote_code: bool = False
 
 
@@ -100,6 +102,13 @@ class StateConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     path: str = "specproxy.db"
 
 
+class CaptureConfig(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Answers kept for training drafters: in which directory (empty: nothing is kept), and how many MiB at most."""
+
+    dir: str = ""
+    max_mb: Count = 1024
+
+
 class LogConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     """Logging."""
 
@@ -118,6 +127,7 @@ class StartConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     admin: AdminConfig = field(default_factory=AdminConfig)
     keys: KeysConfig = field(default_factory=KeysConfig)
     state: StateConfig = field(default_factory=StateConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
     log: LogConfig = field(default_factory=LogConfig)
     policies: str = "policies"
 

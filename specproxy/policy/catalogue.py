@@ -33,12 +33,16 @@ class DrafterSpec(Struct, frozen=True):
 
 
 class Catalogue(Struct, frozen=True, kw_only=True):
-    """Declared drafters in the order that ``auto`` means, upstreams, and what the engine can do (``None``: unknown)."""
+    """Declared drafters in the order that ``auto`` means, upstreams, and what the engine can do (``None``: unknown).
+
+    ``captures``: there is a directory for what routes with ``capture: on`` answer.
+    """
 
     drafters: tuple[DrafterSpec, ...] = ()
     upstreams: tuple[str, ...] = ()
     exactness: Exactness | None = None
     max_model_len: int | None = None
+    captures: bool = False
 
     @classmethod
     def from_config(cls, config: StartConfig) -> Catalogue:
@@ -49,6 +53,7 @@ class Catalogue(Struct, frozen=True, kw_only=True):
             drafters=_ordered(specs),
             upstreams=tuple(config.upstreams),
             max_model_len=length if isinstance(length, int) else None,
+            captures=bool(config.capture.dir),
         )
 
     def with_engine(

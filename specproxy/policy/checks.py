@@ -10,7 +10,7 @@ from specproxy.policy.catalogue import AUTO, Catalogue, DrafterSpec
 from specproxy.policy.inherit import Effective, Range, as_names, k_range, speculation
 from specproxy.policy.reading import Findings, RouteSource, Source, did_you_mean
 
-LATER = ("audit", "shadow", "hold_out", "gate", "capture")
+LATER = ("audit", "shadow", "hold_out", "gate")
 """Keys that are parsed and checked, and take effect with a later version."""
 
 Fault = tuple[KeyPath, str]
@@ -24,7 +24,9 @@ def check_settings(effective: Effective, catalogue: Catalogue, findings: Finding
     """
     for path, message in itertools.chain(_names(effective, catalogue), _ranges(effective), _gate(effective)):
         findings.errors.append(effective.problem(path, message))
-    for check in (_limits_of_drafters, _numerics, _nodes, _override, _inherited_off) if route is not None else ():
+    for check in (
+        (_limits_of_drafters, _numerics, _nodes, _override, _inherited_off, _capture) if route is not None else ()
+    ):
         for path, message in check(effective, catalogue):
             own = effective.origin(*path).layer == "route"
             findings.warnings.append(effective.problem(path, f"route {route}: {message}" if own else message))
@@ -135,6 +137,18 @@ def _inherited_off(effective: Effective, catalogue: Catalogue) -> Iterator[Fault
         origin = effective.origin("speculate", key)
         if origin.layer == "route" and k.layer != "route":
             yield ("speculate", key), f"says {key}, but nothing is drafted: k is 0 from {k}; write k: auto here"
+
+
+def _capture(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    if effective.settings.capture is True and not catalogue.captures:
+        yield ("capture",), "nothing is kept: the start configuration names no directory (serve --capture DIR)"
+
+
+def check_capture(source: Source, captures: bool, catalogue: Catalogue, findings: Findings) -> None:
+    """Warn where a directory for captured answers is given, and no route fills it. ``captures``: a route does."""
+    if catalogue.captures and not captures:
+        message = "a directory for it is given at the start, but no route has capture: on; nothing is kept"
+        findings.warnings.append(Problem(str(source.directory), 0, "capture", message))
 
 
 def check_set(source: Source, findings: Findings) -> None:

@@ -17,6 +17,7 @@ from specproxy.policy.conditions import failures
 from specproxy.policy.facts import OVERRIDE_HEADER, Facts
 from specproxy.policy.inherit import Origin, as_names, k_range, speculation
 from specproxy.policy.policy import CompiledRoute, PolicySet, Verdict
+from specproxy.policy.schema import CaptureTo
 from specproxy.vocabulary import Decision, ErrorInfo
 
 _SECRET_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "cookie", "proxy-authorization"})
@@ -33,6 +34,7 @@ _SETTINGS: tuple[tuple[str, ...], ...] = (
     ("limits", "prompt_tokens"),
     ("limits", "tool_calls"),
     ("limits", "timeout_s"),
+    ("capture",),
 )
 
 
@@ -139,6 +141,7 @@ def _fields(route: CompiledRoute, verdict: Verdict | None) -> Iterator[FieldOrig
         ("limits", "prompt_tokens"): limits.prompt_tokens,
         ("limits", "tool_calls"): limits.tool_calls,
         ("limits", "timeout_s"): limits.timeout_s,
+        ("capture",): _where(route.captures),
     }
     overridden = {} if verdict is None or not verdict.overridden else _overridden(verdict.decision)
     for path in _SETTINGS:
@@ -200,3 +203,10 @@ def _changes(
         yield (
             f"a k above 0: it is {_k_origin(chosen)}" if off else "a drafter in the start configuration: there is none"
         )
+
+
+def _where(captures: bool | CaptureTo) -> str:
+    """Whether a route keeps answers, and where."""
+    if isinstance(captures, CaptureTo):
+        return f"on ({captures.dir}, {captures.max_mb} MiB)"
+    return "on" if captures else "off"

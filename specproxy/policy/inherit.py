@@ -2,7 +2,7 @@
 
 A mapping merges with a mapping. Anything else replaces what was there: a range over a fixed ``k`` starts from the
 built-in range, not from the fixed number. ``speculate: off``, ``speculate: false`` and ``k: 0`` are one thing, written
-``k: 0`` from here on.
+``k: 0`` from here on; ``capture: on`` is true.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def _normal(mapping: Mapping[str, Any]) -> dict[str, Any]:
         normal["speculate"] = {"k": 0}
     elif isinstance(speculate, dict) and (speculate.get("k") is False or speculate.get("k") == "off"):
         normal["speculate"] = {**speculate, "k": 0}
+    if isinstance(normal.get("capture"), str):
+        normal["capture"] = normal["capture"] == "on"
     return normal
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from specproxy.errors import InvalidRequest, PolicyError
 from specproxy.policy.catalogue import AUTO, Catalogue
-from specproxy.policy.checks import check_set, check_settings, route_problems
+from specproxy.policy.checks import check_capture, check_set, check_settings, route_problems
 from specproxy.policy.conditions import Condition, MatchCompiler
 from specproxy.policy.facts import Facts
 from specproxy.policy.inherit import Effective, Range, as_names, inherit, k_range, speculation
@@ -20,6 +20,7 @@ from specproxy.policy.predicates import RegexGuard
 from specproxy.policy.reach import unreachable
 from specproxy.policy.reading import Findings, RouteSource, read_directory
 from specproxy.policy.revision import route_revision, set_hash
+from specproxy.policy.schema import CaptureTo
 from specproxy.vocabulary import Decision
 
 CATCH_ALL = "any request"
@@ -37,11 +38,13 @@ class EffectiveLimits(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """What was decided about one request. ``decision.revision`` is 64 hex digits; ``overridden``: by the request."""
+    """What was decided about one request. ``decision.revision`` is 64 hex digits; ``overridden``: by the request;
+    ``capture``: whether its answer may be kept for training, or where."""
 
     decision: Decision
     limits: EffectiveLimits
     overridden: bool = False
+    capture: bool | CaptureTo = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,12 @@ class CompiledRoute:
     def name(self) -> str:
         """The route's name, unique in its set."""
         return self.source.name
+
+    @property
+    def captures(self) -> bool | CaptureTo:
+        """Whether its answers may be kept for training, or where."""
+        capture = self.effective.settings.capture
+        return capture == "on" if isinstance(capture, str) else capture
 
     def matches(self, facts: Facts) -> str | None:
         """The rule by which the route takes the request, or ``None``."""
@@ -107,6 +116,7 @@ class PolicySet:
         for index, reason in unreachable([(route.name, route.condition) for route in routes]):
             item = source.routes[index]
             findings.warnings.append(item.problem((), f"route {item.name} can never be reached: {reason}"))
+        check_capture(source, any(route.captures is True for route in routes), catalogue, findings)
         check_set(source, findings)
         findings = findings.sort()
         if findings.errors:
@@ -136,10 +146,11 @@ class PolicySet:
         decision = msgspec.structs.replace(route.decision, rule=rule)
         override = parse_override(facts)
         if override is None:
-            return Verdict(decision, route.limits)
+            return Verdict(decision, route.limits, capture=route.captures)
         names, auto, k = grant(override, route.allowance, self.catalogue)
         reason = decision.reason if names else "the request asked for no speculation"
-        return Verdict(_drafting(decision, names, auto, k, reason), route.limits, overridden=True)
+        drafting = _drafting(decision, names, auto, k, reason)
+        return Verdict(drafting, route.limits, overridden=True, capture=route.captures)
 
 
 def check_limits(facts: Facts, limits: EffectiveLimits, route: str) -> None:

@@ -18,6 +18,7 @@ SCHEMA_FILE = "policy.schema.json"
 
 Presence = Literal["present", "absent"]
 Off = Literal["off"] | Annotated[bool, Meta(extra_json_schema={"const": False})]
+Switch = Literal["on", "off"] | bool
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Probability = Annotated[float, Meta(gt=0, lt=1)]
 Nodes = Annotated[int, Meta(ge=0, le=MAX_TREE_NODES)]
@@ -105,15 +106,19 @@ class Gate(Closed):
     max_age_h: Annotated[float, Meta(gt=0)] = 168
 
 
-class Capture(Closed, kw_only=True):
-    """Keep prompts and answers for training: where, and how much at most."""
+class CaptureTo(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A directory of the route's own for what it keeps, and how many MiB at most."""
 
     dir: Annotated[str, Meta(min_length=1)]
     max_mb: Annotated[int, Meta(ge=1)] = 512
 
 
 class Settings(Closed):
-    """Everything that a route decides. ``defaults`` has the same keys; a route inherits each that it does not give."""
+    """Everything that a route decides. ``defaults`` has the same keys; a route inherits each that it does not give.
+
+    ``capture``: keep prompts and answers for training, in the directory that the start configuration names, or in one
+    of the route's own.
+    """
 
     backend: str | Annotated[list[str], Meta(min_length=1)] = "engine"
     speculate: Off | Speculate = field(default_factory=Speculate)
@@ -124,7 +129,7 @@ class Settings(Closed):
     shadow: Shadow = field(default_factory=Shadow)
     hold_out: Fraction = 0.01
     gate: Gate = field(default_factory=Gate)
-    capture: Off | Capture = "off"
+    capture: Switch | CaptureTo = False
 
 
 class NumberRange(Closed):

@@ -27,7 +27,7 @@ from specproxy.policy.facts import Facts
 from specproxy.policy.inherit import as_names, as_range
 from specproxy.policy.policy import PolicySet
 from specproxy.policy.request_file import as_envelope
-from specproxy.policy.schema import Closed, KRange, Nodes, Off, Tree
+from specproxy.policy.schema import Closed, KRange, Nodes, Off, Switch, Tree
 
 FOLDER = "tests"
 
@@ -52,6 +52,7 @@ class Expect(Closed):
     tree: Tree | UnsetType = UNSET
     exactness: Literal["bitwise", "numeric"] | UnsetType = UNSET
     limits: ExpectLimits | UnsetType = UNSET
+    capture: Switch | UnsetType = UNSET
     reason: str | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
@@ -135,6 +136,9 @@ def compare(expect: Expect, policies: PolicySet, facts: Facts) -> Iterator[Misma
         yield Mismatch("error", "an answer", refused.message)
     yield from _differ("route", expect.route, explanation.route)
     yield from _differ("rule", expect.rule, explanation.rule)
+    if expect.capture is not UNSET:
+        found = next(item.value for item in explanation.fields if item.field == "capture")
+        yield from _differ("capture", "on" if expect.capture in ("on", True) else "off", found.partition(" ")[0])
     if decision is None:
         return
     if expect.backend is not UNSET:

@@ -45,7 +45,9 @@ class Endpoint:
             request[DECIDED] = job.headers
             ticket.grow_to(len(job.submissions))
             try:
-                return await (stream if parsed.stream else whole)(request, state, job)
+                response = await (stream if parsed.stream else whole)(request, state, job)
+                job.keep()
+                return response
             finally:
                 job.book()
 

@@ -13,6 +13,7 @@ from specproxy.policy.facts import extract_facts
 from specproxy.policy.policy import Verdict
 from specproxy.server.accounting import Account
 from specproxy.server.api import Answer, AnswerMeta, ParsedRequest, draw_seed
+from specproxy.server.capture import OPT_OUT, Capture, Transcript
 from specproxy.server.disclosure import decision_headers, exactness_of, what_happened
 from specproxy.server.flight import is_last
 from specproxy.server.generation import Generation
@@ -24,7 +25,10 @@ _ID_PREFIX = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 @dataclass
 class Job:
-    """A decided request. ``submissions[i]`` is choice i of ``answer``; ``deadline`` on the perf_counter clock."""
+    """A decided request. ``submissions[i]`` is choice i of ``answer``; ``deadline`` on the perf_counter clock.
+
+    ``capture``, ``transcript``: where the answer is to be kept for training.
+    """
 
     backend: Backend
     submissions: Sequence[Submission]
@@ -32,6 +36,8 @@ class Job:
     account: Account
     headers: dict[str, str]
     deadline: float | None
+    capture: Capture | None = None
+    transcript: Transcript | None = None
     stats: dict[int, SequenceStats] = field(default_factory=dict)
 
     @property
@@ -45,6 +51,8 @@ class Job:
             self.stats[index] = delta.stats
         pushed = self.answer.push(index, delta)
         self.account.tokens(index, pushed.tokens)
+        if self.transcript is not None:
+            self.transcript.add(index, delta.tokens[: pushed.tokens], pushed.text)
         if pushed.done and not is_last(delta):
             generation.finish(index)
         return pushed.data
@@ -62,6 +70,12 @@ class Job:
         self.account.add_stats(self.stats.values())
         self.account.record.cached_tokens = self.answer.cached_tokens
         self.stats.clear()
+
+    def keep(self) -> None:
+        """The answer is out: keep it, where that was decided and nothing went wrong on the way."""
+        if self.capture is not None and self.transcript is not None and self.account.record.error is None:
+            self.transcript.finish(self.account.record)
+            self.capture.offer(self.transcript)
 
     def disclose(self) -> dict[str, Any]:
         """The ``specproxy`` object."""
@@ -99,19 +113,19 @@ def plan(state: State, served: Served, parsed: ParsedRequest, account: Account, 
     account.record.key_id = origin.key_id
     identity = _ID_PREFIX[parsed.endpoint] + origin.serial
     timeout_s = verdict.limits.timeout_s
+    submissions = parsed.submissions(
+        decision, seed, salt=origin.key_id, id_prefix=origin.serial, default_max_tokens=verdict.limits.max_tokens
+    )
+    capture = None if OPT_OUT in facts.headers else state.captures.of(verdict.capture)
     return Job(
         backend=_backend(state, decision),
-        submissions=parsed.submissions(
-            decision,
-            seed,
-            salt=origin.key_id,
-            id_prefix=origin.serial,
-            default_max_tokens=verdict.limits.max_tokens,
-        ),
+        submissions=submissions,
         answer=parsed.answer(AnswerMeta(identity, int(time.time()), served.fingerprint)),
         account=account,
         headers=decision_headers(decision, seed, hello),
         deadline=None if timeout_s is None else account.started + timeout_s,
+        capture=capture,
+        transcript=None if capture is None else Transcript(parsed, submissions, served.fingerprint),
     )
 
 

@@ -24,6 +24,7 @@ from specproxy.policy.watch import LoadFailure, PolicyStore
 from specproxy.server.admission import Admission
 from specproxy.server.api import ApiContext
 from specproxy.server.app import build_app, listen
+from specproxy.server.capture import Captures
 from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.launch import Launch
 from specproxy.server.logs import configure_logs, engine_line
@@ -79,6 +80,7 @@ class Server:
             backend=backend,
             metrics=metrics,
             admission=Admission(config.server.max_queue),
+            captures=Captures(config.capture, metrics),
         )
         metrics.queue_limit.set(config.server.max_queue)
         backend.observers += [metrics, self]
@@ -91,6 +93,8 @@ class Server:
         self._handle_signals()
         self._policies_changed(state.policies.current)
         async with contextlib.AsyncExitStack() as stack:
+            state.captures.start()
+            stack.push_async_callback(asyncio.to_thread, state.captures.close)
             await backend.listen(self._launch.engine_listener)
             supervision = asyncio.create_task(self._supervisor.run())
             stack.push_async_callback(_cancelled, supervision)

@@ -70,6 +70,8 @@ class Metrics:
         self.regex_timeouts = gauge("policy_regex_timeouts", "Searches of policy conditions that ran out of time.")
         self.policy_errors = counter("policy_reload_errors", "Policy reloads refused.", ())
         self.policy_reloads = counter("policy_reloads", "Policy sets that came into force, the first included.", ())
+        self.captured = counter("captured_records", "Answers written for training.", ())
+        self.capture_dropped = counter("capture_dropped_records", "Answers not written, by reason.", ("reason",))
         self._totals: dict[str, int] = {}
 
     def add_vllm_names(self, model: str) -> None:

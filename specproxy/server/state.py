@@ -16,6 +16,7 @@ from specproxy.policy.watch import PolicyStore
 from specproxy.server.accounting import Account
 from specproxy.server.admission import Admission
 from specproxy.server.api import ApiContext
+from specproxy.server.capture import Captures
 from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.generation import Generation
 from specproxy.server.metrics import Metrics
@@ -42,7 +43,8 @@ class Served:
 
 @dataclass
 class State:
-    """The application's parts. ``served`` is ``None`` while the model loads; ``active`` is what a drain waits for."""
+    """The application's parts. ``served`` is ``None`` while the model loads; ``active`` is what a drain waits for;
+    ``captures`` keeps answers of routes that say so."""
 
     config: StartConfig
     keys: KeyRing
@@ -50,6 +52,7 @@ class State:
     backend: EngineBackend
     metrics: Metrics
     admission: Admission
+    captures: Captures
     served: Served | None = None
     draining: bool = False
     active: set[Generation] = field(default_factory=set)

@@ -84,10 +84,10 @@ class _Draft:
 
 def _draft(record: dict[str, Any], where: str, template: ChatTemplate | None, limits: Limits) -> _Draft:
     source = str(record.get("category") or record.get("source") or where.partition(":")[0])
+    if "prompt_tokens" in record:  # captured: the target's own answer, as it read and sampled it
+        return _Draft(source, ids=_ids(record, "prompt_tokens", where), answer=_ids(record, "answer_tokens", where))
     if "messages" in record:
         return _Draft(source, _prompt(record, where, template))
-    if "prompt_tokens" in record:
-        return _Draft(source, ids=_ids(record, "prompt_tokens", where), answer=_ids(record, "answer_tokens", where))
     text = record.get("text")
     if not isinstance(text, str):
         raise StartError(f"{where}: expected messages, text, or prompt_tokens with answer_tokens")

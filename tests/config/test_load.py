@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from specproxy.config.load import check_bind, is_loopback, load_start_config, parse_drafter
-from specproxy.config.schema import DrafterConfig
+from specproxy.config.schema import CaptureConfig, DrafterConfig
 from specproxy.errors import ConfigError
 
 
@@ -66,6 +66,18 @@ def test_the_long_form_of_a_variable_wins_over_the_short_one() -> None:
     """SPECPROXY_PORT is short for SPECPROXY_SERVER__PORT."""
     assert load_start_config(env={"SPECPROXY_PORT": "5"}).server.port == 5
     assert load_start_config(env={"SPECPROXY_PORT": "5", "SPECPROXY_SERVER__PORT": "6"}).server.port == 6
+
+
+def test_where_answers_are_kept_is_said_in_three_places(tmp_path: Path) -> None:
+    """Flag, variable, file; nothing is kept where none of them names a directory."""
+    assert load_start_config().capture == CaptureConfig(dir="", max_mb=1024)
+    assert load_start_config(flags={"capture.dir": "/a"}).capture.dir == "/a"
+    assert load_start_config(env={"SPECPROXY_CAPTURE": "/b", "SPECPROXY_CAPTURE__MAX_MB": "5"}).capture == (
+        CaptureConfig(dir="/b", max_mb=5)
+    )
+    assert load_start_config(write(tmp_path, "capture: {dir: /c, max_mb: 9}\n")).capture == CaptureConfig(
+        dir="/c", max_mb=9
+    )
 
 
 def test_variables_become_the_type_of_their_setting() -> None:

@@ -90,6 +90,28 @@ def test_keys_of_later_versions_are_noted_where_they_stand(find_all: FindAll) ->
     assert find_all("routes: [{name: q, backend: engine}]\n").notes == []
 
 
+def test_a_route_that_captures_needs_a_directory(find_all: FindAll, catalogue: Catalogue) -> None:
+    """Told where it is written, once where it is inherited; with a directory, only where no route fills it."""
+    on, off = "routes: [{name: q, capture: on}]\n", "routes: [{name: q}]\n"
+    inherited = "defaults: {capture: true}\nroutes: [{name: p, match: {n: 1}}, {name: q}]\n"
+    nothing = "capture: nothing is kept: the start configuration names no directory (serve --capture DIR)"
+    assert find_all(inherited).warnings == [f"00.yaml:1: {nothing}"]
+    assert find_all(on).warnings == [f"00.yaml:1: {nothing.replace('nothing', 'route q: nothing', 1)}"]
+    assert find_all(off).warnings == []
+    using = msgspec.structs.replace(catalogue, captures=True)
+    assert find_all(on, using=using).warnings == []
+    (warning,) = find_all(off, using=using).warnings
+    assert warning.endswith("but no route has capture: on; nothing is kept")
+
+
+def test_a_route_may_name_a_directory_of_its_own(find_all: FindAll) -> None:
+    """Then it needs none from the start configuration; a limit of nothing is refused."""
+    findings = find_all("routes: [{name: q, capture: {dir: /tmp/kept, max_mb: 5}}]\n")
+    assert (findings.errors, findings.warnings) == ([], [])
+    (error,) = find_all("routes: [{name: q, capture: {dir: /tmp/kept, max_mb: 0}}]\n").errors
+    assert "routes[0].capture.max_mb" in error
+
+
 def test_the_catalogue_of_a_configuration_is_sharpened_by_the_engine() -> None:
     """Names and declared limits at first; then what is loaded, in the same order."""
     config = load_start_config(flags={"drafters": ["d=draft_model:/d"], "model.max_model_len": "512"})

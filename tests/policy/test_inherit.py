@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from specproxy.config.yaml_reader import Document, parse_yaml
 from specproxy.policy.inherit import Effective, Layer, as_range, inherit, k_range, speculation
-from specproxy.policy.schema import KRange, Settings
+from specproxy.policy.schema import CaptureTo, KRange, Settings
 
 
 def layer(label: str, text: str) -> Layer:
@@ -94,10 +94,14 @@ def test_ranges_merge_with_ranges_only() -> None:
 
 
 def test_capture_on_over_off_and_back() -> None:
-    """A mapping over a word brings its own defaults."""
-    merged = effective("capture: off", "capture: {dir: /x}")
-    assert msgspec.to_builtins(merged.settings.capture) == {"dir": "/x", "max_mb": 512}
-    assert effective("capture: {dir: /x}", "capture: off").settings.capture == "off"
+    """Built in it is off; the words and the truth values mean the same."""
+    assert effective("override: true").settings.capture is False
+    for on, off in (("on", "off"), ("true", "false")):
+        assert effective(f"capture: {off}", f"capture: {on}").settings.capture is True
+        assert effective(f"capture: {on}", f"capture: {off}").settings.capture is False
+    own = effective("capture: on", "capture: {dir: /kept}").settings.capture
+    assert own == CaptureTo(dir="/kept", max_mb=512)
+    assert effective("capture: {dir: /kept}", "capture: off").settings.capture is False
 
 
 def test_lists_replace() -> None:

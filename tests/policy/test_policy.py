@@ -91,6 +91,19 @@ def test_limits_of_null_and_unknown_values_refuse_nothing(load_set: LoadSet, fac
     assert policies.decide(facts_of(max_tokens=10**9)).limits.max_tokens is None
 
 
+def test_a_route_says_whether_its_answers_may_be_kept(load_set: LoadSet, facts_of: MakeFacts) -> None:
+    """By itself, whatever a request overrides."""
+    policies = load_set(
+        "defaults: {override: true}\n"
+        "routes: [{name: a, match: {n: 2}, capture: on}, {name: b, match: {n: 3}}, {name: c}]"
+    )
+    off = {"x-specproxy-speculate": "off"}
+    assert policies.decide(facts_of(n=2)).capture
+    assert policies.decide(facts_of(n=2, headers=off)).capture
+    assert not policies.decide(facts_of(n=3)).capture
+    assert not policies.decide(facts_of(headers=off)).capture
+
+
 def test_revisions_follow_the_effective_route(load_set: LoadSet, catalogue: Catalogue, write_set: WriteSet) -> None:
     """Inherited or written out is the same; settings, match, name and drafters' fingerprints are not."""
     base = load_set("routes: [{name: r, match: {n: 1}, limits: {max_tokens: 9}}, {name: z}]\n")

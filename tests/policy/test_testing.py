@@ -18,7 +18,7 @@ SET = """
 defaults: {override: true}
 routes:
   - {name: two, match: {n: 2}, speculate: {drafters: [ngram, draft_model], k: {min: 2, max: 6}, tree: {width: 2}}}
-  - {name: hot, match: {temperature: {ge: 0.9}}, speculate: off}
+  - {name: hot, match: {temperature: {ge: 0.9}}, speculate: off, capture: on}
   - {name: rest}
 """
 
@@ -44,6 +44,8 @@ def case(request: str, expect: str) -> str:
         ("{n: 2}", "{limits: {max_tokens: 4096, prompt_tokens: null, timeout_s: 600}}"),
         ("{temperature: 1}", "{drafters: off, k: off}"),
         ("{temperature: 1}", "{drafters: false, k: 0, reason: speculation is off on route hot}"),
+        ("{temperature: 1}", "{capture: on}"),
+        ("{n: 1}", "{capture: off}"),
         ("{n: 1}", "{drafters: auto, k: auto, reason: none}"),
         ("{body: {n: 1}, headers: {x-specproxy-speculate: ngram;k=3}}", "{drafters: ngram, k: 3}"),
         ("{body: {max_tokens: 9999}}", "{error: allows 4096 at most}"),
@@ -71,6 +73,7 @@ def test_true_expectations_pass(write_set: WriteSet, catalogue: Catalogue, reque
         ("{n: 2}", "{exactness: numeric}", ("exactness", "numeric", "bitwise")),
         ("{n: 2}", "{backend: [engine, vllm-a]}", ("backend", "engine, vllm-a", "engine")),
         ("{n: 2}", "{limits: {max_tokens: null}}", ("limits.max_tokens", "None", "4096")),
+        ("{n: 2}", "{capture: on}", ("capture", "on", "off")),
         ("{n: 2}", "{error: too long}", ("error", "too long", "an answer")),
     ],
 )

@@ -29,6 +29,9 @@ routes:
   - name: far
     match: {header: {x-test: far}}
     backend: elsewhere
+  - name: kept
+    match: {header: {x-test: kept}}
+    capture: on
   - name: default
     speculate: {k: {max: 4}}
 """
@@ -80,6 +83,15 @@ def test_a_key_is_needed_and_its_id_goes_on(own: Any, http: httpx.Client, chat_b
     assert http.post("/v1/chat/completions", json=chat_body()).status_code == 200
     assert own.events("request")[-1]["key_id"] == "alice"
     assert KEY not in own.log.read_text()
+
+
+def test_without_a_directory_no_answer_is_kept(own: Any, http: httpx.Client, chat_body: Body) -> None:
+    """Whatever the route says; the log tells who wonders."""
+    answer = http.post("/v1/chat/completions", json=chat_body(), headers={"x-test": "kept"})
+    assert answer.headers["x-specproxy-route"] == "kept"
+    warnings = [event["warning"] for event in own.events("policy warning")]
+    assert any("route kept: nothing is kept" in warning for warning in warnings)
+    assert own.metric("specproxy_captured_records_total") == 0
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(

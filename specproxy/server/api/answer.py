@@ -40,12 +40,14 @@ class Pushed:
     """What one delta led to. ``data``: SSE bytes to write now, may be empty (always, when not streaming).
 
     ``done``: the choice is complete; if the delta had no finish reason, its sequence still runs and must be ended
-    (a stop string ends an answer before the engine knows). ``tokens``: how many of the delta's tokens count.
+    (a stop string ends an answer before the engine knows). ``tokens``: how many of the delta's tokens count;
+    ``text``: what they added to the answer.
     """
 
     data: bytes
     done: bool
     tokens: int
+    text: str
 
 
 class Answer:
@@ -83,11 +85,11 @@ class Answer:
         """
         choice = self._choices[index]
         running = choice.ending is None
-        tokens = choice.push(delta)
+        piece = choice.push(delta)
         if running and choice.ending is not None:
             self._running -= 1
         data = self._stream(choice) if running and self._request.stream else b""
-        return Pushed(data, choice.ending is not None, tokens)
+        return Pushed(data, choice.ending is not None, piece.tokens, piece.text)
 
     @property
     def done(self) -> bool:

@@ -8,7 +8,7 @@ from specproxy.alignment import Alignment
 from specproxy.errors import EngineFailed
 from specproxy.server.api.errors import error_of
 from specproxy.server.api.parsed import Prompt
-from specproxy.text.assembler import Assembler, Ending
+from specproxy.text.assembler import Assembler, Ending, Piece
 from specproxy.vocabulary import Delta, SequenceStats, TokenLogprob
 
 
@@ -47,14 +47,14 @@ class Choice:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     pending: Shown = field(default_factory=Shown)
 
-    def push(self, delta: Delta) -> int:
-        """Take a delta; returns how many of its tokens count. Once ended, only the engine's counts are taken.
+    def push(self, delta: Delta) -> Piece:
+        """Take a delta; returns what it added. Once ended, only the engine's counts are taken.
 
         Raises RequestError when the delta reports an error.
         """
         self.stats = delta.stats or self.stats
         if self.ending is not None:
-            return 0
+            return Piece()
         error = error_of(delta)
         if error is not None:
             raise error
@@ -74,7 +74,7 @@ class Choice:
         if self.wants_logprobs:
             self._keep_logprobs(delta, piece.tokens)
         self.ending, self.stop = piece.ending, piece.stop
-        return piece.tokens
+        return piece
 
     def take(self) -> Shown:
         """Everything pending, which is then no longer pending."""
