@@ -35,12 +35,13 @@ class DrafterSpec(Struct, frozen=True):
 class Catalogue(Struct, frozen=True, kw_only=True):
     """Declared drafters in the order that ``auto`` means, upstreams, and what the engine can do (``None``: unknown).
 
-    ``captures``: there is a directory for what routes with ``capture: on`` answer.
+    ``trees``: draft trees keep the exactness that the engine has. ``captures``: there is a directory for what routes with ``capture: on`` answer.
     """
 
     drafters: tuple[DrafterSpec, ...] = ()
     upstreams: tuple[str, ...] = ()
     exactness: Exactness | None = None
+    trees: bool = True
     max_model_len: int | None = None
     captures: bool = False
 
@@ -65,6 +66,7 @@ class Catalogue(Struct, frozen=True, kw_only=True):
             self,
             drafters=_ordered(specs),
             exactness=self.exactness if numerics is None else numerics.exactness,
+            trees=self.trees if numerics is None else numerics.trees or numerics.exactness == "numeric",
             max_model_len=self.max_model_len if model is None else model.max_model_len,
         )
 

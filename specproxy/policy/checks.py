@@ -98,6 +98,11 @@ def _beyond(k: Range, spec: DrafterSpec) -> Fault | None:
 
 
 def _numerics(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    if not catalogue.trees and effective.settings.exactness == "bitwise":
+        if _specs(effective, catalogue) and speculation(effective.settings).tree.width > 1:
+            message = "trees were not proven bitwise on this engine: this route gets chains, or say exactness: numeric"
+            yield ("speculate", "tree", "width"), message
+        return
     if catalogue.exactness != "numeric" or effective.settings.exactness != "bitwise":
         return
     if _specs(effective, catalogue) and speculation(effective.settings).tree.width > 1:

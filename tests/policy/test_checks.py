@@ -90,6 +90,16 @@ def test_keys_of_later_versions_are_noted_where_they_stand(find_all: FindAll) ->
     assert find_all("routes: [{name: q, backend: engine}]\n").notes == []
 
 
+def test_trees_that_are_not_bitwise(find_all: FindAll, catalogue: Catalogue) -> None:
+    """Where trees were not proven, a bitwise route with a tree is told that it gets chains; a numeric one is not."""
+    unproven = msgspec.structs.replace(catalogue, exactness="bitwise", trees=False)
+    tree = "speculate: {tree: {width: 2}}"
+    (warning,) = find_all(f"routes: [{{name: q, {tree}}}]\n", using=unproven).warnings
+    assert "this route gets chains" in warning
+    assert find_all("routes: [{name: q}]\n", using=unproven).warnings == []
+    assert find_all(f"routes: [{{name: q, exactness: numeric, {tree}}}]\n", using=unproven).warnings == []
+
+
 def test_a_route_that_captures_needs_a_directory(find_all: FindAll, catalogue: Catalogue) -> None:
     """Told where it is written, once where it is inherited; with a directory, only where no route fills it."""
     on, off = "routes: [{name: q, capture: on}]\n", "routes: [{name: q}]\n"
