@@ -8,15 +8,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
+from specproxy.bench.arms import Arm
 from specproxy.bench.client import Answer
-from specproxy.config.schema import EngineConfig, StartConfig
+from specproxy.bench.records import Record
+from specproxy.config.schema import DrafterConfig, EngineConfig, StartConfig
+from specproxy.server.api.chat import parse_chat
 from specproxy.server.api.context import ApiContext
-from specproxy.vocabulary import Delta, Submission
+from specproxy.vocabulary import Decision, Delta, DrafterInfo, Numerics, Submission
 
 if TYPE_CHECKING:
-    from specproxy.engine.loop import Engine
+    from specproxy.engine.assemble import Assembled
+
+T = TypeVar("T")
 
 
 class AloneEngine:
@@ -25,17 +32,48 @@ class AloneEngine:
     The thread that loads is the one that runs: torch keeps its gradient mode and its worker threads per thread.
     """
 
-    def __init__(self, engine: Engine, context: ApiContext, thread: ThreadPoolExecutor) -> None:
-        self._engine = engine
+    def __init__(self, assembled: Assembled, context: ApiContext, thread: ThreadPoolExecutor) -> None:
+        self._assembled = assembled
+        self._engine = assembled.engine
         self._thread = thread
+        self._asked = 0
         self.context = context
 
     @classmethod
-    def load(cls, config: StartConfig, note: Callable[[str], None]) -> AloneEngine:
-        """Load the target of ``config``, without drafters. Raises StartError."""
+    def load(
+        cls, config: StartConfig, note: Callable[[str], None], drafters: dict[str, DrafterConfig] | None = None
+    ) -> AloneEngine:
+        """Load the target of ``config`` with ``drafters``. Raises StartError."""
         thread = ThreadPoolExecutor(1, "engine-alone")
-        engine, context = thread.submit(_load, config, note).result()
-        return cls(engine, context, thread)
+        assembled, context = thread.submit(_load, config, drafters or {}, note).result()
+        return cls(assembled, context, thread)
+
+    @property
+    def drafters(self) -> list[DrafterInfo]:
+        """What is loaded."""
+        return self._assembled.drafter_infos()
+
+    @property
+    def numerics(self) -> Numerics:
+        """What the self-test proved."""
+        return self._assembled.numerics
+
+    def work(self, job: Callable[[Assembled], T]) -> T:
+        """Do something with the engine itself, on its thread."""
+        return self._thread.submit(job, self._assembled).result()
+
+    async def ask(self, record: Record, arm: Arm, repeat: int, *, max_tokens: int) -> Answer:
+        """One answer of ``record`` as ``arm`` drafts, in a group and a cache of the arm's and the repeat's own."""
+        decision = arm.decision([info.name for info in self.drafters])
+        (answer,) = await self.answer([self.submission(record, decision, f"{arm.name}#{repeat}", max_tokens)], 1)
+        return answer
+
+    def submission(self, record: Record, decision: Decision, salt: str, max_tokens: int) -> Submission:
+        """What the server would submit; with an id of its own."""
+        self._asked += 1
+        body = record.body | {"model": self.context.name, "max_completion_tokens": max_tokens}
+        parsed = parse_chat(msgspec.json.encode(body), self.context)
+        return parsed.submissions(decision, record.seed, salt=salt, id_prefix=f"alone-{self._asked}")[0]
 
     async def answer(self, submissions: Sequence[Submission], at_once: int) -> list[Answer]:
         """Answer all, ``at_once`` at a time: where one ends the next begins. Times run from the first one's start."""
@@ -57,16 +95,18 @@ class AloneEngine:
         return list(answers.values())
 
 
-def _load(config: StartConfig, note: Callable[[str], None]) -> tuple[Engine, ApiContext]:
+def _load(
+    config: StartConfig, drafters: dict[str, DrafterConfig], note: Callable[[str], None]
+) -> tuple[Assembled, ApiContext]:
     from specproxy.engine.assemble import assemble
     from specproxy.models.loading import find_model
 
-    assembled = assemble(EngineConfig(socket="", model=config.model, drafters={}, log=config.log), note)
+    assembled = assemble(EngineConfig(socket="", model=config.model, drafters=drafters, log=config.log), note)
     model = assembled.model
     context = ApiContext.load(find_model(config.model.path, "target"), model.name, model.max_model_len)
     gc.collect()
     gc.freeze()
-    return assembled.engine, context
+    return assembled, context
 
 
 def _take(answer: Answer, delta: Delta, now: float) -> None:
@@ -79,3 +119,7 @@ def _take(answer: Answer, delta: Delta, now: float) -> None:
     answer.token_ids += delta.tokens
     answer.tokens = len(answer.token_ids)
     answer.finish_reason = delta.finish_reason or answer.finish_reason
+    if delta.stats is not None:
+        answer.steps, answer.drafts = delta.stats.steps, delta.stats.drafts
+        answer.drafted = sum(counts.drafted for counts in answer.drafts)
+        answer.accepted = sum(counts.accepted for counts in answer.drafts)

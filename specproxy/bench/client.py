@@ -17,6 +17,7 @@ from msgspec import Struct
 from specproxy.bench.arms import Arm
 from specproxy.bench.records import Record
 from specproxy.errors import StartError
+from specproxy.vocabulary import DraftCounts
 
 IDLE_S = 300.0
 """Seconds without a byte after which a request counts as failed."""
@@ -24,8 +25,8 @@ IDLE_S = 300.0
 
 class Answer(Struct):
     """One answer. Times in seconds since the request was sent: ``ttft_s`` to the first token's arrival, ``total_s``
-    to the last. ``steps``, ``drafted`` and ``accepted`` as the server reports them; ``error`` when there is no
-    answer."""
+    to the last. ``steps``, ``drafted`` and ``accepted`` as the server reports them, ``drafts`` for each drafter;
+    ``error`` when there is no answer."""
 
     tokens: int = 0
     token_ids: list[int] = []
@@ -36,6 +37,7 @@ class Answer(Struct):
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    drafts: list[DraftCounts] = []
     error: str | None = None
 
     def same_as(self, other: Answer) -> bool:
@@ -160,3 +162,10 @@ def _take(answer: Answer, chunk: dict[str, Any], now: float) -> None:
         answer.steps = ours.get("steps", 0)
         answer.drafted = ours.get("drafted", 0)
         answer.accepted = ours.get("accepted", 0)
+        answer.drafts = [_counts(said) for said in ours.get("drafters") or ()]
+
+
+def _counts(said: dict[str, Any]) -> DraftCounts:
+    """One drafter's counts; a server that says less leaves them at zero."""
+    known = {name: said[name] for name in DraftCounts.__struct_fields__ if name in said}
+    return DraftCounts(drafter=str(said.get("name", "")), **known)

@@ -18,11 +18,10 @@ from rich.table import Table
 from specproxy.bench.alone import AloneEngine
 from specproxy.bench.arms import OFF, Arm
 from specproxy.bench.client import Answer
-from specproxy.bench.records import Record
+from specproxy.bench.records import Record, at_temperature
 from specproxy.bench.runner import Block, make_blocks
 from specproxy.bench.session import Answerers, Plan, notes
 from specproxy.bench.stats import RESAMPLES, Ratio, median, paired_ratio
-from specproxy.server.api.chat import parse_chat
 from specproxy.vocabulary import Decision, Submission
 
 ROUNDS = 4
@@ -133,7 +132,7 @@ class _Both:
         return Pair(await self._alone(block, at_once), http)
 
     async def _alone(self, block: Block, at_once: int) -> Timed:
-        submissions = [self._submission(record, i) for i, record in enumerate(block.records)]
+        submissions = [self._submission(record) for record in block.records]
         answers = await self._engine.answer(submissions, at_once)
         return Timed(max(answer.total_s for answer in answers), answers)
 
@@ -149,14 +148,10 @@ class _Both:
         seconds = time.perf_counter() - started
         return Timed(answers[0].total_s if len(answers) == 1 else seconds, answers)
 
-    def _submission(self, record: Record, index: int) -> Submission:
-        """What the server would submit, parsed before the clock runs."""
-        body = record.body | {"model": self._engine.context.name, "max_completion_tokens": self._plan.max_tokens}
-        if self._plan.greedy:
-            body["temperature"] = 0.0
-        parsed = parse_chat(msgspec.json.encode(body), self._engine.context)
-        salt = f"alone#{self._runs}"
-        return parsed.submissions(PLAIN, record.seed, salt=salt, id_prefix=f"{self._runs}-{index}")[0]
+    def _submission(self, record: Record) -> Submission:
+        """Parsed before the clock runs."""
+        asked = at_temperature(record, 0.0) if self._plan.greedy else record
+        return self._engine.submission(asked, PLAIN, f"alone#{self._runs}", self._plan.max_tokens)
 
 
 def _summary(plan: Plan, single: Sequence[Pair], many: Sequence[Pair], facts: dict[str, Any]) -> Overhead:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from specproxy.bench.arms import Arm
 from specproxy.bench.client import Answer
@@ -27,6 +27,14 @@ def peer_arms(*, assistant: bool) -> list[Arm]:
     """The arms that peers add to a run."""
     names = [PLAIN, *([ASSISTED] if assistant else []), LOOKUP]
     return [Arm(name, None, peer=True) for name in names]
+
+
+class Peer(Protocol):
+    """Another library that answers the same prompts."""
+
+    async def answer(self, record: Record, arm: Arm, *, max_tokens: int) -> Answer:
+        """One greedy answer of the way that ``arm`` names; what went wrong is its error."""
+        ...
 
 
 class Peers:

@@ -51,11 +51,14 @@ def _clone(route: dict[str, Any], arm: Arm) -> dict[str, Any]:
     """The same route for requests of ``arm``, speculating as the arm says."""
     mine: dict[str, Any] = {"header": {ARM_HEADER: arm.name}}
     match = {"all": [mine, route["match"]]} if route.get("match") else mine
-    drafter, _, k = (arm.wish or "").partition(";k=")
     return route | {
         "name": f"{route.get('name')}-{re.sub(r'[^A-Za-z0-9]+', '-', arm.name)}",
         "match": match,
-        "speculate": {"drafters": drafter, "k": int(k) if k else "auto"},
+        "speculate": {
+            "drafters": arm.drafter,
+            "k": "auto" if arm.k is None else arm.k,
+            "tree": {"width": arm.width, "nodes": arm.nodes},
+        },
     }
 
 

@@ -63,6 +63,11 @@ def select(records: Iterable[Record], categories: Sequence[str] = (), limit: int
     return chosen
 
 
+def at_temperature(record: Record, temperature: float) -> Record:
+    """The same prompt, with a temperature of ours instead of its own."""
+    return Record(record.id, record.category, record.body | {"temperature": temperature}, record.seed)
+
+
 def _record(line: bytes, where: str) -> Record:
     try:
         raw = msgspec.json.decode(line, type=dict[str, Any])

@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from specproxy.bench.arms import OFF
+from specproxy.bench.field import methods_by_category, methods_overall
 from specproxy.bench.stats import Ratio
 from specproxy.bench.summary import ArmSummary, CategorySummary
 
 
 def print_report(console: Console, summaries: Sequence[CategorySummary], notes: Sequence[str]) -> None:
-    """One table of all categories and arms, then the notes that belong to the numbers."""
+    """One table of all categories and arms, one of the methods, then the notes that belong to the numbers."""
     table = Table(title="specproxy bench", title_justify="left")
     table.add_column("category", no_wrap=True)
     table.add_column("arm", no_wrap=True)
@@ -27,8 +28,20 @@ def print_report(console: Console, summaries: Sequence[CategorySummary], notes: 
             label = f"{summary.category} ({summary.prompts})" if row == 0 else ""
             table.add_row(label, escape(arm.arm), *_cells(arm), end_section=row == len(summary.arms) - 1)
     console.print(table)
+    overall = methods_overall(summaries)
+    if overall.rows:
+        console.print(overall.rich())
+    if len(summaries) > 1:
+        console.print(methods_by_category(summaries).rich())
     for note in [*notes, *faults(summaries)]:
         console.print(escape(note), highlight=False, soft_wrap=True)
+
+
+def markdown(summaries: Sequence[CategorySummary], notes: Sequence[str]) -> str:
+    """The tables of the field for a document, with the notes that belong to them."""
+    grids = [methods_by_category(summaries), methods_overall(summaries)]
+    parts = [f"{grid.title}\n\n{grid.markdown()}" for grid in grids if grid.rows]
+    return "\n\n".join([*parts, *notes, *faults(summaries)])
 
 
 def to_json(summaries: Sequence[CategorySummary], facts: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from msgspec import Struct
 from specproxy.bench.arms import Arm
 from specproxy.bench.client import Answer, Client, make_session, readiness, served_model
 from specproxy.bench.machine import describe_machine, describe_software
-from specproxy.bench.peers import Peers
+from specproxy.bench.peers import Peer
 from specproxy.bench.policies import derive
 from specproxy.bench.records import Record
 from specproxy.bench.runner import Block, Measured, make_blocks, measure
@@ -47,19 +47,20 @@ class Outcome(Struct, frozen=True):
 
 
 class Answerers(Struct, frozen=True):
-    """Who answers: a server (``bitwise``), perhaps one that may be numeric, perhaps transformers in this process."""
+    """Who answers: a server (``bitwise``), perhaps one that may be numeric, and for arms that are not ours another
+    library each."""
 
     bitwise: Client
     numeric: Client | None
-    peers: Peers | None
+    peers: Mapping[str, Peer]
     facts: dict[str, Any]
 
     async def answer(self, plan: Plan, record: Record, arm: Arm, repeat: int) -> Answer:
         """One answer of ``record`` by ``arm``."""
         if arm.peer:
-            if self.peers is None:
-                return Answer(error="transformers is not loaded")
-            return await self.peers.answer(record, arm, max_tokens=plan.max_tokens)
+            if arm.name not in self.peers:
+                return Answer(error=f"nothing is loaded that answers as {arm.name}")
+            return await self.peers[arm.name].answer(record, arm, max_tokens=plan.max_tokens)
         client = self.numeric if arm.numeric else self.bitwise
         if client is None:
             return Answer(error="no numeric server runs")
@@ -73,12 +74,12 @@ async def running_server(plan: Plan, url: str, api_key: str | None) -> AsyncIter
     facts = surroundings()
     async with make_session(api_key, plan.concurrency) as session:
         client, server = await _client(session, url, own=False)
-        yield Answerers(client, None, None, facts | {"server": {"given": server}})
+        yield Answerers(client, None, {}, facts | {"server": {"given": server}})
 
 
 @asynccontextmanager
 async def own_servers(
-    plan: Plan, config: StartConfig, peers: Peers | None, note: Callable[[str], None]
+    plan: Plan, config: StartConfig, peers: Mapping[str, Peer], note: Callable[[str], None]
 ) -> AsyncIterator[Answerers]:
     """Start what the plan needs: one server, and a numeric one where an arm asks for it. ``note`` is told."""
     facts = surroundings()
@@ -140,15 +141,21 @@ def method(plan: Plan) -> str:
 
 def notes(facts: dict[str, Any]) -> list[str]:
     """What the numbers of a run were made on."""
+    lines = machine_notes(facts)
+    for kind, said in facts["server"].items():
+        numerics = said.get("engine", {}).get("numerics")
+        if numerics:
+            lines.append(f"{kind} server: " + ", ".join(f"{key} {value}" for key, value in numerics.items() if value))
+    return lines
+
+
+def machine_notes(facts: dict[str, Any]) -> list[str]:
+    """Hardware and software, and whether they were free."""
     machine, software = facts["machine"], facts["software"]
     lines = [
         "{cpu}, {cores} usable cores, {memory_gib} GiB, {system}, load {load_1m} before the run".format(**machine),
         ", ".join(f"{name} {version}" for name, version in software.items() if version),
     ]
-    for kind, said in facts["server"].items():
-        numerics = said.get("engine", {}).get("numerics")
-        if numerics:
-            lines.append(f"{kind} server: " + ", ".join(f"{key} {value}" for key, value in numerics.items() if value))
     if machine["load_1m"] > BUSY * machine["cores"]:
         lines.append("the machine was busy before the run: do not trust these numbers")
     return lines

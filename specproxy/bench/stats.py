@@ -44,3 +44,25 @@ def paired_ratio(logs: Sequence[float], *, seed: int = 0) -> Ratio:
 def median(values: Sequence[float]) -> float | None:
     """The median, ``None`` of nothing."""
     return float(np.median(values)) if values else None
+
+
+class Share(Struct, frozen=True):
+    """A mean over observations that come in groups, with its 95 % bootstrap interval over the groups; ``groups``: how
+    many had any. With fewer than two the interval is the whole range from 0 to 1."""
+
+    mean: float
+    low: float
+    high: float
+    groups: int
+
+
+def pooled_share(groups: Sequence[Sequence[float]], *, seed: int = 0) -> Share:
+    """The mean of values from 0 to 1, all of equal weight. The groups are resampled: values of one text are not
+    independent. NaN where there is none."""
+    sums = np.asarray([sum(group) for group in groups if group], np.float64)
+    counts = np.asarray([len(group) for group in groups if group], np.float64)
+    if len(sums) < 2:
+        return Share(float(sums.sum() / counts.sum()) if len(sums) else float("nan"), 0.0, 1.0, len(sums))
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), (2.5, 97.5))
+    return Share(float(sums.sum() / counts.sum()), float(low), float(high), len(sums))

@@ -11,9 +11,12 @@ from specproxy.bench.arms import OFF, OFF_NUMERIC, Arm
 from specproxy.bench.client import Answer
 from specproxy.bench.runner import Measured
 from specproxy.bench.stats import Ratio, median, paired_ratio
+from specproxy.vocabulary import DraftCounts, DrafterInfo
 
 ALL = "all"
 """The row over all categories."""
+POSITIONS = 8
+"""Positions of a draft whose acceptance is reported."""
 
 
 class ArmSummary(Struct):
@@ -22,7 +25,8 @@ class ArmSummary(Struct):
     ``tokens_per_s``: all tokens over all time. ``ratio`` against ``baseline`` (``None`` for itself), paired by block.
     Times in ms. ``accepted_length``: tokens per target step (the bonus token included). ``identical`` of ``compared``
     answers equal the bitwise plain ones, which is ``promised`` of bitwise servers; ``first_difference`` names one that
-    does not. ``failed``: requests without an answer, ``error`` the first reason.
+    does not. ``failed``: requests without an answer, ``error`` the first reason. ``conditional``: see ``conditional``.
+    ``weight_bytes``, ``kv_bytes``: what the arm's drafter holds beside the target, ``None`` where no single one does.
     """
 
     arm: str
@@ -37,6 +41,9 @@ class ArmSummary(Struct):
     ratio: Ratio | None = None
     accepted_length: float | None = None
     acceptance: float | None = None
+    conditional: list[float | None] = []
+    weight_bytes: int | None = None
+    kv_bytes: int | None = None
     compared: int = 0
     identical: int = 0
     first_difference: str | None = None
@@ -62,6 +69,16 @@ def summarise(results: Sequence[Measured], arms: Sequence[Arm], *, exact: bool =
         for arm in summary.arms:
             arm.promised = arm.arm not in free
     return summaries
+
+
+def add_memory(summaries: Sequence[CategorySummary], arms: Sequence[Arm], drafters: Sequence[DrafterInfo]) -> None:
+    """Note what the drafters of the arms hold; a server that says nothing of it leaves the arms as they are."""
+    infos = {info.name: info for info in drafters}
+    held = {arm.name: infos[arm.drafter] for arm in arms if arm.drafter in infos}
+    for summary in summaries:
+        for arm in summary.arms:
+            if arm.arm in held:
+                arm.weight_bytes, arm.kv_bytes = held[arm.arm].weight_bytes, held[arm.arm].kv_bytes
 
 
 def baseline_of(results: Sequence[Measured], arms: Sequence[Arm]) -> str:
@@ -131,8 +148,26 @@ def _arm(name: str, results: Sequence[Measured]) -> ArmSummary:
         ttft_p95_ms=percentile_95(ttfts),
         accepted_length=sum(answer.tokens for answer in good) / steps if steps else None,
         acceptance=sum(answer.accepted for answer in good) / drafted if drafted else None,
+        conditional=conditional(counts for answer in good for counts in answer.drafts) if drafted else [],
         error=next((answer.error for answer in answers if answer.error is not None), None),
     )
+
+
+def conditional(drafts: Iterable[DraftCounts]) -> list[float | None]:
+    """For draft positions 1 to ``POSITIONS`` the share that was accepted of those tried: behind an accepted draft, or
+    first. ``None`` where nothing was tried.
+
+    A draft that was accepted whole was not tried further, but counts here as far as others of the same answer drafted
+    on: the numbers are exact where every draft is as long (a fixed K), and lower bounds where K adapts.
+    """
+    tried, accepted = [0] * POSITIONS, [0] * POSITIONS
+    for counts in drafts:
+        reached = [counts.steps, *counts.accepted_at]
+        for i, right in enumerate(counts.accepted_at[:POSITIONS]):
+            accepted[i] += right
+        for i, drafted in enumerate(counts.drafted_at[:POSITIONS]):
+            tried[i] += min(drafted, reached[i]) if i < len(reached) else 0
+    return [right / of if of else None for right, of in zip(accepted, tried, strict=True)]
 
 
 def percentile_95(values: Sequence[float]) -> float | None:

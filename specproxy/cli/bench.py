@@ -6,16 +6,17 @@ import argparse
 import asyncio
 import os
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from specproxy.bench.arms import parse_arms
-from specproxy.bench.machine import usable_cores
-from specproxy.bench.peers import Peers, peer_arms
+from specproxy.bench.arms import POLICY, parse_arms
+from specproxy.bench.field import drafters_of, field_arms
+from specproxy.bench.openvino_peer import WAYS, openvino_arms, openvino_peer
+from specproxy.bench.peers import Peer, peer_arms
 from specproxy.bench.records import bundled, load_records, select
-from specproxy.bench.report import faults, print_report, to_json
+from specproxy.bench.report import faults, markdown, print_report, to_json
 from specproxy.bench.runner import Measured
 from specproxy.bench.session import (
     Answerers,
@@ -29,9 +30,19 @@ from specproxy.bench.session import (
     run,
     running_server,
 )
-from specproxy.bench.summary import summarise
-from specproxy.config.flags import add_config_flags, config_file, flag_settings
-from specproxy.config.load import load_start_config
+from specproxy.bench.summary import add_memory, summarise
+from specproxy.cli.bench_engine import OVERHEAD_CONCURRENCY, run_study
+from specproxy.cli.bench_setup import (
+    assistant,
+    count,
+    hf_peers,
+    names,
+    openvino_setup,
+    plot_file,
+    progress_bar,
+    start_config,
+)
+from specproxy.config.flags import add_config_flags
 from specproxy.config.schema import StartConfig
 from specproxy.errors import StartError
 
@@ -40,14 +51,12 @@ Answers every prompt with speculation off and on, one right after the other in a
 compares speed and text. Without --url it starts a server of its own from the start configuration."""
 
 ARMS_HELP = (
-    """comma-separated: policy (the routes as they are), auto, a drafter, or DRAFTER;k=N; off is always measured"""
+    "comma-separated: policy (the routes as they are), auto, a drafter, DRAFTER;k=N, or for trees DRAFTER;width=W and "
+    "DRAFTER;width=W;nodes=N; off is always measured; default: policy"
 )
 
 REPORT_WIDTH = 140
 """Columns of a report that goes to a file."""
-
-OVERHEAD_CONCURRENCY = 8
-"""Requests at a time of the overhead measurement's second half."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,12 +64,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser("bench", help="measure speculation on against off", description=DESCRIPTION)
     parser.set_defaults(run=run_command)
     parser.add_argument("prompts", nargs="?", type=Path, help="JSONL prompt file; default: the bundled mix")
-    parser.add_argument("--arms", default="policy", help=ARMS_HELP)
+    parser.add_argument("--arms", help=ARMS_HELP)
     parser.add_argument("--categories", default="", help="comma-separated; default: all")
-    parser.add_argument("--limit", type=_count, metavar="N", help="prompts per category at most")
-    parser.add_argument("--concurrency", type=_count, metavar="N", help="prompts at a time; default: 1")
-    parser.add_argument("--repeats", type=_count, default=1, metavar="N", help="how often everything is measured")
-    parser.add_argument("--max-tokens", type=_count, default=256, metavar="N", help="length of an answer at most")
+    parser.add_argument("--limit", type=count, metavar="N", help="prompts per category at most")
+    parser.add_argument("--concurrency", type=count, metavar="N", help="prompts at a time; default: 1")
+    parser.add_argument("--repeats", type=count, default=1, metavar="N", help="how often everything is measured")
+    parser.add_argument("--max-tokens", type=count, default=256, metavar="N", help="length of an answer at most")
     parser.add_argument("--greedy", action="store_true", help="temperature 0, whatever the prompts say")
     parser.add_argument(
         "--json", action="store_true", help="one line of JSON on standard output, the table on the other"
@@ -70,9 +79,31 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--api-key-env", default="OPENAI_API_KEY", metavar="NAME", help="where the key for --url stands"
     )
     parser.add_argument("--no-numeric", action="store_true", help="leave out the plain arm in numeric mode")
-    parser.add_argument("--peers", action="store_true", help="transformers' generate on the same prompts, greedy")
-    parser.add_argument("--overhead", action="store_true", help="instead: what HTTP and the socket add to the engine")
+    parser.add_argument("--markdown", action="store_true", help="the tables of the methods in Markdown")
+    parser.add_argument(
+        "--all-drafters", action="store_true", help="every kind of drafter of the bundled model, the arms with them"
+    )
+    parser.add_argument("--k", type=count, metavar="N", help="levels drafted by the arms of --all-drafters, but auto")
+    _add_peers(parser)
+    _add_studies(parser)
     add_config_flags(parser)
+
+
+def _add_peers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("other libraries", "on the same prompts, greedy, one at a time")
+    group.add_argument("--peers", action="store_true", help="transformers' generate, in this process")
+    group.add_argument("--openvino", action="store_true", help="OpenVINO GenAI, in a process of its own")
+    group.add_argument("--openvino-python", metavar="PATH", help="a Python that has it; default: this one")
+    group.add_argument("--openvino-models", metavar="DIR", type=Path, help="where converted models are kept")
+
+
+def _add_studies(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("instead", "studies with the engine in this process")
+    studies = group.add_mutually_exclusive_group()
+    studies.add_argument("--overhead", action="store_true", help="what HTTP and the socket add to the engine")
+    studies.add_argument("--sweep", action="store_true", help="speed against levels drafted, for chains and trees")
+    studies.add_argument("--coupling", action="store_true", help="coupled against greedy drafts at T = 0.8 and 1")
+    group.add_argument("--plot", metavar="FILE", type=plot_file, default=Path("sweep.png"), help="picture of --sweep")
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -80,103 +111,101 @@ def run_command(args: argparse.Namespace) -> int:
     output = sys.stderr if args.json else sys.stdout
     console = Console(file=output, width=None if output.isatty() else REPORT_WIDTH)
     progress = Console(stderr=True)
-    if args.url and (args.peers or args.overhead):
-        raise StartError("--peers and --overhead load the model themselves; leave --url out")
-    if args.peers and (args.concurrency or 1) > 1:
-        raise StartError("--peers answers one prompt at a time; leave --concurrency out")
-    plan = _plan(args)
-    if args.overhead:
-        return _report_overhead(args, plan, console, progress)
-    outcome = asyncio.run(_measure(args, plan, progress))
+    _check(args)
+    config = None if args.url else start_config(args)
+    plan = _plan(args, config)
+    if config is not None and (args.overhead or args.sweep or args.coupling):
+        return run_study(args, plan, config, console, progress)
+    outcome = asyncio.run(_measure(args, plan, config, progress))
     summaries = summarise(outcome.results, plan.arms, exact=is_exact(outcome.facts))
-    print_report(console, summaries, [method(plan), *notes(outcome.facts)])
+    add_memory(summaries, plan.arms, drafters_of(outcome.facts))
+    said = [method(plan), *notes(outcome.facts)]
+    if args.markdown:
+        console.print(markdown(summaries, said), markup=False, highlight=False, soft_wrap=True)
+    else:
+        print_report(console, summaries, said)
     if args.json:
         print(to_json(summaries, outcome.facts | {"plan": _plan_facts(plan)}))
     return 1 if faults(summaries) else 0
 
 
-def _plan(args: argparse.Namespace) -> Plan:
-    records = select(load_records(args.prompts or bundled()), _names(args.categories), args.limit)
-    if args.overhead:
+def _check(args: argparse.Namespace) -> None:
+    """Refuse combinations that would measure something else than was asked for. Raises StartError."""
+    others = args.peers or args.openvino or args.openvino_python
+    local = [name for name in ("peers", "overhead", "sweep", "coupling", "all_drafters") if getattr(args, name)]
+    if args.url and (local or others):
+        flag = local[0] if local else "openvino"
+        raise StartError(f"--{flag.replace('_', '-')} loads the model itself; leave --url out")
+    if args.k is not None and (args.arms is not None or not args.all_drafters):
+        raise StartError("--k goes with --all-drafters alone; an arm says its own: DRAFTER;k=N")
+    if others and (args.concurrency or 1) > 1:
+        raise StartError("other libraries answer one prompt at a time; leave --concurrency out")
+    if (args.sweep or args.coupling) and (args.concurrency or 1) > 1:
+        raise StartError("--sweep and --coupling answer one prompt at a time; leave --concurrency out")
+
+
+def _plan(args: argparse.Namespace, config: StartConfig | None) -> Plan:
+    records = select(load_records(args.prompts or bundled()), names(args.categories), args.limit)
+    openvino = args.openvino or args.openvino_python is not None
+    if args.overhead or args.sweep or args.coupling:
         arms = parse_arms([], numeric=False)
     else:
-        arms = parse_arms(_names(args.arms), numeric=not args.no_numeric and not args.url)
-    if args.peers:
-        arms += peer_arms(assistant=_assistant(_config(args)) is not None)
+        arms = parse_arms(_wanted(args, config), numeric=not args.no_numeric and not args.url)
+    if args.url and any(arm.width > 1 for arm in arms):
+        raise StartError(
+            "--url: a request cannot ask a running server for trees; give its routes trees, or leave --url out"
+        )
+    if config is not None and args.peers:
+        arms += peer_arms(assistant=assistant(config) is not None)
+    if config is not None and openvino:
+        arms += openvino_arms(draft=assistant(config) is not None)
     return Plan(
         records=records,
         arms=arms,
         concurrency=args.concurrency or (OVERHEAD_CONCURRENCY if args.overhead else 1),
         repeats=args.repeats,
         max_tokens=args.max_tokens,
-        greedy=args.greedy or args.peers,
+        greedy=args.greedy or args.peers or openvino,
     )
 
 
-async def _measure(args: argparse.Namespace, plan: Plan, console: Console) -> Outcome:
-    if args.url:
+def _wanted(args: argparse.Namespace, config: StartConfig | None) -> list[str]:
+    """The arms of the command line, or those that follow from it."""
+    if args.arms is not None:
+        return names(args.arms)
+    if args.all_drafters and config is not None:
+        return field_arms(config.drafters, args.k)
+    return [POLICY]
+
+
+async def _measure(args: argparse.Namespace, plan: Plan, config: StartConfig | None, console: Console) -> Outcome:
+    if config is None:
         url = args.url.rstrip("/")
         async with running_server(plan, url, os.environ.get(args.api_key_env)) as answerers:
             return await _with_progress(plan, answerers, console)
-    config = _config(args)
-    peers = _peers(config, console) if args.peers else None
-    async with own_servers(plan, config, peers, console.print) as answerers:
+    async with AsyncExitStack() as stack:
+        peers: dict[str, Peer] = {}
+        software: dict[str, str] = {}
+        if args.peers:
+            peers |= hf_peers(config, console)
+        if args.openvino or args.openvino_python is not None:
+            setup = openvino_setup(args, config)
+            peer = await stack.enter_async_context(openvino_peer(setup, console.print))
+            software = peer.facts
+            peers |= dict.fromkeys(WAYS, peer)
+        answerers = await stack.enter_async_context(own_servers(plan, config, peers, console.print))
+        answerers.facts["software"] |= software
         return await _with_progress(plan, answerers, console)
 
 
 async def _with_progress(plan: Plan, answerers: Answerers, console: Console) -> Outcome:
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("warming up", total=len(blocks(plan)) * len(plan.arms))
 
         def done(measured: Measured) -> None:
             progress.update(task, advance=1, description=f"{measured.block.category}, {measured.arm}")
 
         return await run(plan, answerers, done)
-
-
-def _report_overhead(args: argparse.Namespace, plan: Plan, console: Console, progress_console: Console) -> int:
-    """Imports torch, for the engine in this process."""
-    from specproxy.bench.alone import AloneEngine
-    from specproxy.bench.overhead import Overhead, measure_overhead, pairs_to_run, print_overhead
-
-    config = _config(args)
-    engine = AloneEngine.load(config, progress_console.print)
-
-    async def measure() -> Overhead:
-        async with own_servers(plan, config, None, progress_console.print) as answerers:
-            with _progress(progress_console) as progress:
-                task = progress.add_task("alone and over HTTP", total=pairs_to_run(plan))
-                return await measure_overhead(plan, answerers, engine, lambda: progress.advance(task))
-
-    overhead = asyncio.run(measure())
-    print_overhead(console, overhead)
-    if args.json:
-        print(overhead.to_json())
-    return 0
-
-
-def _config(args: argparse.Namespace) -> StartConfig:
-    return load_start_config(config_file(args, os.environ), os.environ, flag_settings(args))
-
-
-def _peers(config: StartConfig, console: Console) -> Peers:
-    """transformers' own models: the target, and the first draft model that is declared as the assistant."""
-    from specproxy.models.loading import find_model
-
-    console.print("loading the models in transformers")
-    path = _assistant(config)
-    assistant = None if path is None else find_model(path, "draft")
-    threads = config.model.threads
-    return Peers.load(
-        find_model(config.model.path, "target"),
-        assistant,
-        dtype=config.model.dtype,
-        threads=usable_cores() if threads == "auto" else threads,
-    )
-
-
-def _assistant(config: StartConfig) -> str | None:
-    return next((drafter.path for drafter in config.drafters.values() if drafter.type == "draft_model"), None)
 
 
 def _plan_facts(plan: Plan) -> dict[str, object]:
@@ -188,19 +217,3 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
         "max_tokens": plan.max_tokens,
         "greedy": plan.greedy,
     }
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return value

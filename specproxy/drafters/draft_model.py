@@ -29,6 +29,7 @@ from specproxy.kernels.plan import plan_attention
 from specproxy.models.base import StepModel
 from specproxy.models.compiled import CompiledStep, compiled_step
 from specproxy.models.loading import load_model, tokenizer_hash
+from specproxy.models.native import native_model
 
 CATCH_UP_ROWS = 256
 """Committed tokens computed at once when the draft model is behind (a prompt, a resume)."""
@@ -207,7 +208,9 @@ def load(name: str, options: Options, host: Host) -> DraftModel:
             "target's vocabulary, id by id"
         )
     kv = KVBuffers.allocate(spec.layers, host.num_pages, host.page_size, spec.dtype, spec.device)
-    compiled = None
+    compiled, native = None, None
     if chosen.compile == "auto":
+        native = native_model(model, host.progress)
+    if chosen.compile == "auto" and native is None:
         compiled = compiled_step(chosen.path, chosen.dtype, model, kv, host.progress)
-    return DraftModel(name, model, kv, compiled, host, chosen.max_k, chosen.draw)
+    return DraftModel(name, native or model, kv, compiled, host, chosen.max_k, chosen.draw)

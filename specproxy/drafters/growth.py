@@ -21,7 +21,6 @@ from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow
 from specproxy.drafters.calibration import Calibration
 from specproxy.sampling.sampler import Row, propose_rows
 
-
 Draw = Literal["coupled", "greedy"]
 """How a token is taken from a drafter's logits: with the noise of the target's own draw, or the likeliest one. Greedy
 drafts of sampled text are accepted less often (``specproxy bench --coupling`` measures by how much)."""

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from specproxy.errors import BadLogits, InvalidRequest
-from specproxy.kernels.sample import Cut, Winners, first_in_order, keep_mask, winners, winners_host
+from specproxy.kernels.sample import Cut, Winners, first_in_order, winners, winners_host
+from specproxy.sampling.chances import chances
 from specproxy.sampling.history import History
 from specproxy.sampling.noise import Noise
 from specproxy.vocabulary import SamplingParams, TokenLogprob
@@ -100,18 +101,8 @@ class Sampler:
         return x
 
     def distribution(self, logits: torch.Tensor, path: Sequence[int] = ()) -> np.ndarray:
-        """The probabilities [V] float64 that tokens behind ``path`` are drawn with, from logits [W] (any float dtype):
-        after everything that is done to them but the noise. For measurements: it sorts the vocabulary."""
-        x = self.process(logits.detach()[: self.vocab_size].float().cpu().numpy(), path)
-        chances = np.zeros(self.vocab_size)
-        if self.cut.temperature == 0.0:
-            chances[x.argmax()] = 1.0
-            return chances
-        z = torch.from_numpy(x[None]) / self.cut.temperature
-        _, top_k, top_p, min_p = (torch.tensor([value], dtype=torch.float64) for value in self.cut)
-        kept = keep_mask(z, top_k.long(), top_p, min_p.float())
-        chances[: len(x)] = z.double().masked_fill(~kept, -math.inf).softmax(-1)[0].numpy()
-        return chances
+        """Probabilities [W] float64 of the token behind ``path``, from logits[W], W at most V: all but the noise."""
+        return chances(self.process(logits.detach()[: self.vocab_size].float().cpu().numpy(), path), self.cut)
 
     def lowest_allowed(self, path: Sequence[int]) -> int:
         """The token where every id that is not masked has logit -inf."""
@@ -162,7 +153,7 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
 def propose_rows(logits: torch.Tensor, rows: Sequence[Row], b: int = 1, *, coupled: bool = True) -> Proposals:
     """Coupled drafting: what ``sample_rows`` would choose from a drafter's logits[N, W], the b best, and margins.
 
-    Not ``coupled``: the likeliest ids after the same processors, whatever the noise. NaN gives any token, with margin 0.
+    Not ``coupled``: the likeliest ids after the same processors, noise left out. NaN gives any token, with margin 0.
     """
     found = _winners(logits, rows, max(b, 2), coupled=coupled)
     return Proposals([row.ids[:b] for row in found], [_margins(row.scores)[: len(row.ids[:b])] for row in found])
@@ -176,7 +167,8 @@ def token_logprobs(
     The sum runs over all W logits, as in transformers; alternatives are looked for below ``vocab_size`` only. A logit
     of -inf has logprob -inf.
     """
-    return [_logprob(x, token, top, vocab_size) for x, token in zip(_host(logits), chosen, strict=True)]
+    rows = logits.detach().float().cpu().numpy()
+    return [_logprob(x, token, top, vocab_size) for x, token in zip(rows, chosen, strict=True)]
 
 
 def _winners(logits: torch.Tensor, rows: Sequence[Row], count: int, *, coupled: bool = True) -> list[Winners]:
@@ -192,19 +184,17 @@ def _winners(logits: torch.Tensor, rows: Sequence[Row], count: int, *, coupled: 
     return found
 
 
-def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool) -> Winners:
+def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool = True) -> Winners:
     """One row on the CPU: numpy on a row that fits the first-level cache beats batched torch several times."""
-    sampler = row.sampler
-    if sampler.noise is None:
-        return winners_host(sampler.process(x, row.path), None, sampler.cut, count)
-    noise = sampler.noise.row(row.position).numpy()[: len(x)] if coupled else np.zeros_like(x)
+    sampler, noise = row.sampler, None
+    if sampler.noise is not None:
+        noise = sampler.noise.row(row.position).numpy()[: len(x)] if coupled else np.zeros_like(x)
     return winners_host(sampler.process(x, row.path), noise, sampler.cut, count)
 
 
-def _winners_on_device(x: torch.Tensor, rows: Sequence[Row], count: int, coupled: bool) -> list[Winners]:
+def _winners_on_device(x: torch.Tensor, rows: Sequence[Row], count: int, coupled: bool = True) -> list[Winners]:
     """All rows on another device by the torch reference; rows that a mask, penalty or bias changes visit the host."""
-    x = x.clone()
-    noise = torch.zeros_like(x)
+    x, noise = x.clone(), torch.zeros_like(x)
     for i, (sampler, path, position) in enumerate(rows):
         if sampler.edits:
             x[i] = torch.from_numpy(sampler.process(x[i].cpu().numpy(), path)).to(x.device)
@@ -246,11 +236,6 @@ def _logprob(x: np.ndarray, token: int, top: int, vocab_size: int | None) -> Tok
     known = x[:vocab_size]
     best = first_in_order(known, min(top, len(known))).tolist()
     return TokenLogprob(token, float(x[token]) - norm, [(i, float(x[i]) - norm) for i in best])
-
-
-def _host(logits: torch.Tensor) -> np.ndarray:
-    """logits[N, W] as float32 in numpy."""
-    return logits.detach().float().cpu().numpy()
 
 
 def _enders(params: SamplingParams, model_eos: Sequence[int], vocab_size: int) -> np.ndarray:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from specproxy.bench.client import Answer
 from specproxy.bench.records import Record
 from specproxy.bench.runner import Block, Measured
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -31,3 +38,16 @@ def make_measured() -> Callable[..., Measured]:
         return Measured(Block(number, category, (record,), repeat), arm, seconds, (one,))
 
     return build
+
+
+@pytest.fixture
+def run_bench() -> Callable[..., tuple[int, dict[str, Any], str]]:
+    """Runs the command in a process of its own: exit code, the JSON line, what a person sees."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        command = [sys.executable, "-m", "specproxy", "bench", *arguments, "--set", "model.threads=1"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.stdout.count("\n") == 1, done.stderr
+        return done.returncode, json.loads(done.stdout), done.stderr
+
+    return run

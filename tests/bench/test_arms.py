@@ -17,11 +17,38 @@ def test_off_is_always_measured_first() -> None:
     assert [arm.name for arm in parse_arms([], numeric=False)] == ["off"]
 
 
-@pytest.mark.parametrize("text", ["", "ngram;k=0", "ngram;k", "ngram;tree=2", "; k=2", "ngram k=2"])
+@pytest.mark.parametrize(
+    "text", ["", "ngram;k=0", "ngram;k", "ngram;tree=2", "; k=2", "ngram k=2", "mtp;nodes=3", "mtp;width=2;k=1"]
+)
 def test_what_is_not_an_arm_is_refused(text: str) -> None:
     """An arm that would be misunderstood is an error that shows the forms."""
-    with pytest.raises(StartError, match=r"expected off, policy, auto, a drafter, or DRAFTER;k=N"):
+    with pytest.raises(StartError, match=r"expected off, policy, auto, a drafter, or DRAFTER;k=N;width=W;nodes=N"):
         parse_arm(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "k", "width", "nodes"),
+    [
+        ("mtp", None, 1, 16),
+        ("mtp;k=3", 3, 1, 16),
+        ("mtp;width=2", None, 2, 16),
+        ("mtp;k=4;width=3;nodes=12", 4, 3, 12),
+    ],
+)
+def test_an_arm_says_how_much_is_drafted(text: str, k: int | None, width: int, nodes: int) -> None:
+    """K, width and nodes are read, and become the engine's decision; K is fixed where it is given."""
+    arm = parse_arm(text)
+    assert (arm.drafter, arm.k, arm.width, arm.nodes) == ("mtp", k, width, nodes)
+    decision = arm.decision(["mtp", "ngram"])
+    assert (decision.drafters, decision.k_max, decision.adaptive) == (("mtp",), k, k is None)
+    assert (decision.tree_width, decision.tree_nodes, decision.auto) == (width, nodes, False)
+
+
+def test_the_controller_chooses_among_all_in_auto() -> None:
+    """The arm auto decides for every drafter, off for none."""
+    auto, off = (parse_arm(text).decision(["mtp", "ngram"]) for text in ("auto", "off"))
+    assert (auto.drafters, auto.auto) == (("mtp", "ngram"), True)
+    assert off.drafters == ()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,21 +11,7 @@ import pytest
 from specproxy.bench.records import bundled
 from specproxy.cli.main import main
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("--limit", "1", "--max-tokens", "24", "--json")
-
-
-@pytest.fixture
-def run_bench() -> Callable[..., tuple[int, dict[str, Any], str]]:
-    """Runs the command in a process of its own: exit code, the JSON line, what a person sees."""
-
-    def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
-        command = [sys.executable, "-m", "specproxy", "bench", *arguments, "--set", "model.threads=1"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.stdout.count("\n") == 1, done.stderr
-        return done.returncode, json.loads(done.stdout), done.stderr
-
-    return run
 
 
 def arm(report: dict[str, Any], category: str, name: str) -> dict[str, Any]:

@@ -56,6 +56,15 @@ def test_an_arm_reaches_even_a_route_that_is_off(derived: PolicySet) -> None:
     assert decide(derived, CREATIVE, {ARM_HEADER: "auto"}).decision.auto
 
 
+def test_an_arm_may_branch(tmp_path: Path) -> None:
+    """An arm with a width gets routes with trees of that width; the others stay chains."""
+    derive(SHIPPED, tmp_path, parse_arms(["ngram;k=8", "ngram;k=4;width=3;nodes=12"], numeric=True))
+    policies = PolicySet.load(tmp_path, Catalogue.from_config(load_start_config()))
+    tree = decide(policies, CREATIVE, {ARM_HEADER: "ngram;k=4;width=3;nodes=12"}).decision
+    assert (tree.drafters, tree.k_max, tree.tree_width, tree.tree_nodes) == (("ngram",), 4, 3, 12)
+    assert decide(policies, CREATIVE, {ARM_HEADER: "ngram;k=8"}).decision.tree_width == 1
+
+
 def test_exactness_can_be_replaced(tmp_path: Path) -> None:
     """The numeric server's set is numeric on every route."""
     derive(SHIPPED, tmp_path, exactness="numeric")

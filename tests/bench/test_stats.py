@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from specproxy.bench.stats import median, paired_ratio
+from specproxy.bench.stats import median, paired_ratio, pooled_share
 
 
 def test_a_constant_ratio_has_no_spread() -> None:
@@ -54,3 +54,19 @@ def test_median_of_nothing_is_nothing() -> None:
     """No measurement has no median."""
     assert median([]) is None
     assert median([3.0, 1.0, 2.0]) == 2.0
+
+
+def test_a_share_is_pooled_over_its_groups() -> None:
+    """Every observation counts the same; the interval comes from the groups, and holds the mean."""
+    share = pooled_share([[1.0, 1.0, 1.0], [0.0], []])
+    assert (share.mean, share.groups) == (0.75, 2)
+    assert (share.low, share.high) == (0.0, 1.0)
+    many = pooled_share([[1.0, 0.0]] * 50)
+    assert (many.mean, many.low, many.high) == (0.5, 0.5, 0.5)
+
+
+def test_one_text_has_no_interval() -> None:
+    """Of one group nothing is claimed, and of none there is no mean."""
+    assert pooled_share([[1.0, 0.0]]) == pooled_share([[0.0, 1.0]])
+    assert (pooled_share([[1.0, 0.0]]).low, pooled_share([[1.0, 0.0]]).high) == (0.0, 1.0)
+    assert math.isnan(pooled_share([]).mean)

@@ -12,7 +12,8 @@ from rich.console import Console
 from specproxy.bench.arms import parse_arms
 from specproxy.bench.report import faults, print_report, to_json
 from specproxy.bench.runner import Measured
-from specproxy.bench.summary import baseline_of, log_ratios, summarise
+from specproxy.bench.summary import add_memory, baseline_of, conditional, log_ratios, summarise
+from specproxy.vocabulary import DraftCounts, DrafterInfo
 
 Make = Callable[..., Measured]
 ARMS = parse_arms(["auto"], numeric=True)
@@ -133,3 +134,21 @@ def test_the_json_report_is_one_line(make_measured: Make) -> None:
     report = json.loads(line)
     assert report["machine"] == {"cores": 2}
     assert report["categories"][0]["arms"][1]["ratio"]["high"] is None
+
+
+def test_acceptance_by_position_counts_what_was_tried() -> None:
+    """A position is tried where those before it were accepted and the draft went on; behind that nothing is known."""
+    counts = DraftCounts("mtp", steps=4, drafted=12, accepted=5, drafted_at=[4, 4, 4], accepted_at=[3, 2])
+    assert conditional([counts]) == [0.75, 2 / 3, 0.0, None, None, None, None, None]
+    short = DraftCounts("mtp", steps=2, drafted=2, accepted=2, drafted_at=[2], accepted_at=[2])
+    assert conditional([counts, short])[:2] == [5 / 6, 2 / 3]
+    assert conditional([]) == [None] * 8
+
+
+def test_the_memory_of_an_arm_is_its_drafters(make_measured: Make) -> None:
+    """An arm that names a drafter shows what that holds, whatever K it asks for; the others show nothing."""
+    arms = parse_arms(["mtp;k=3", "auto"], numeric=False)
+    summaries = summarise([make_measured(arm.name, 0, 1.0) for arm in arms], arms)
+    add_memory(summaries, arms, [DrafterInfo("mtp", "mtp", 8, None, "f", 1000, 20)])
+    held = {arm.arm: (arm.weight_bytes, arm.kv_bytes) for arm in summaries[0].arms}
+    assert held == {"off": (None, None), "mtp;k=3": (1000, 20), "auto": (None, None)}
