@@ -33,8 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "heads", "drafters"},
     "server": LEAVES | {"backend", "config", "wire", "text", "policy"},
     "bench": LEAVES | {"backend", "config", "wire", "text", "policy", "models", "engine", "server"},
-    "cli": LEAVES
-    | {"backend", "config", "wire", "text", "policy", "models", "engine", "server", "bench", "train"},
+    "cli": LEAVES | {"backend", "config", "wire", "text", "policy", "models", "engine", "server", "bench", "train"},
     "__main__": {"cli"},
 }
 """Room -> rooms that its code may import when it runs. Every room may import itself and ``specproxy``."""

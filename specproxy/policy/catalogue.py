@@ -35,7 +35,8 @@ class DrafterSpec(Struct, frozen=True):
 class Catalogue(Struct, frozen=True, kw_only=True):
     """Declared drafters in the order that ``auto`` means, upstreams, and what the engine can do (``None``: unknown).
 
-    ``trees``: draft trees keep the exactness that the engine has. ``captures``: there is a directory for what routes with ``capture: on`` answer.
+    ``trees``: draft trees keep the exactness that the engine has. ``captures``: there is a directory for what routes
+    with ``capture: on`` answer.
     """
 
     drafters: tuple[DrafterSpec, ...] = ()
