@@ -8,18 +8,59 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specproxy.kernels import paged
 from specproxy.kernels.attention import AttentionPlan, Batch, Span
+from specproxy.kernels.lists import RowLists, list_rows
 from specproxy.kernels.paged import KVBuffers
 
 
-def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True) -> AttentionPlan:
-    """Prepare ``spans`` once for all layers. ``exact=False`` drops what bitwise equality needs (drafts)."""
+@dataclass
+class StepPlan:
+    """``spans`` of a step, in the form that whoever computes attention asks for first: calls of torch's kernel, or
+    lists of keys for code of our own. ``exact``: as bitwise equality needs it."""
+
+    spans: Sequence[Span]
+    slots: Tensor
+    kv: KVBuffers
+    exact: bool
+
+    @cached_property
+    def calls(self) -> AttentionPlan:
+        """For torch."""
+        return _plan_calls(self.spans, self.slots, self.kv, self.exact)
+
+    @cached_property
+    def lists(self) -> RowLists:
+        """For code that goes row by row."""
+        return list_rows(self.spans, self.slots.shape[0], self.kv.page_size)
+
+    def attend(
+        self,
+        kv: KVBuffers,
+        layer: int,
+        q: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """See Attention.attend; rows of no span come out as some other row."""
+        return self.calls.attend(kv, layer, q, scale=scale, window=window, softcap=softcap, sinks=sinks)
+
+
+def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True) -> StepPlan:
+    """The plan of ``spans``, made once for all layers. ``exact=False`` drops what bitwise equality needs (drafts)."""
+    return StepPlan(spans, slots, kv, exact)
+
+
+def _plan_calls(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, exact: bool) -> AttentionPlan:
     rows = slots.shape[0]
     if exact:
         spans = [piece for span in spans for path in paths(span, kv.page_size) for piece in pieces(path)]

@@ -106,6 +106,9 @@ def test_the_wheel_holds_models_prompts_and_kernels(wheel: zipfile.ZipFile) -> N
         "specproxy/models/house/target/chat_template.jinja",
         "specproxy/models/house/draft/model.safetensors",
         "specproxy/bench/data/mini.jsonl",
+        "specproxy/models/cpp/step.cpp",
+        "specproxy/models/cpp/attention.h",
+        "specproxy/models/cpp/products.h",
     ):
         assert needed in names
     sources = {f"specproxy/kernels/{file.name}" for file in (ROOT / "kernels").glob("*.py")}

@@ -29,6 +29,7 @@ from specproxy.heads.base import OwnText, TargetFacts
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel
 from specproxy.models.loading import load_model, tokenizer_hash, tokenizer_size
+from specproxy.models.native import NativeModel
 from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
 
 PAGE_SIZE = 64
@@ -180,4 +181,5 @@ def _facts(model: StepModel, folder: Path) -> TargetFacts:
         vocab_size=spec.vocab_size,
         dtype=spec.dtype,
         device=spec.device,
+        code=model.code if isinstance(model, NativeModel) else None,
     )

@@ -24,10 +24,9 @@ from specproxy.vocabulary import Numerics
 SELFTEST_VERSION = 11
 """Part of the fingerprint: raise it when the test, the attention or the step changes."""
 
-_RUNGS = ("numeric", "bitwise-fixed", "bitwise")
-
-_TOP = (2, True, True)
-"""Rungs in their order; what the highest one proves (see ``_rung``)."""
+RUNGS = ("numeric", "bitwise-fixed", "bitwise")
+TOP = (2, True, True)
+"""The verdicts in their order, and the most that can be proven: see ``_rung``."""
 
 EXPERTS = ("moe", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "minimax")
 """Parts of model-type names with routed experts: rows share expert products, so their bits depend on each other."""
@@ -60,12 +59,12 @@ def proven_path(
 ) -> tuple[StepModel, Rules]:
     """What serves: ``model`` with a compiled step, where it can have one that proves as much as the eager loop does;
     else ``model`` as it is. And the rules to run under."""
-    native = native_model(model, page_size, progress) if wanted.compile == "auto" else None
+    native = native_model(model, progress) if wanted.compile == "auto" else None
     progress("numerics self-test")
     if native is None:
         return model, proven_rules(model, page_size, threads, wanted.exactness)
     compiled = proven_rules(native, page_size, threads, wanted.exactness)
-    if wanted.exactness == "numeric" or _rung(compiled) == _TOP:
+    if wanted.exactness == "numeric" or _rung(compiled) == TOP:
         return native, compiled
     eager = proven_rules(model, page_size, threads, wanted.exactness)
     if _rung(compiled) >= _rung(eager):
@@ -77,7 +76,7 @@ def proven_path(
 
 def _rung(rules: Rules) -> tuple[int, bool, bool]:
     """What ``rules`` promise, in an order."""
-    return _RUNGS.index(rules.exactness), rules.trees, rules.one_provenance
+    return RUNGS.index(rules.exactness), rules.trees, rules.one_provenance
 
 
 def proven_rules(model: StepModel, page_size: int, threads: Threads, exactness: str) -> Rules:

@@ -15,6 +15,7 @@ from torch import Tensor
 from specproxy.engine.step import Step
 from specproxy.engine.threads import Threads
 from specproxy.kernels.paged import KVBuffers
+from specproxy.kernels.plan import plan_attention
 from specproxy.models.base import StepModel
 from specproxy.vocabulary import Exactness
 
@@ -73,7 +74,7 @@ class Runner:
         self.threads.enter(width)
         pad = [0] * (width - rows)
         slots = torch.tensor(step.slots + [self.kv.trash_slot] * len(pad), dtype=torch.long, device=device)
-        plan = self.model.plan(step.spans, slots, self.kv, exact=self.rules.exact)
+        plan = plan_attention(step.spans, slots, self.kv, exact=self.rules.exact)
         every = sampled == width
         wanted = step.sample + [0] * (self.rules.width(max(1, sampled)) - sampled)
         logits, taps = self.model.forward(

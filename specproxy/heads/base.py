@@ -23,6 +23,7 @@ from torch import Tensor
 
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
+from specproxy.models.library import Library
 
 Kind = Literal["eagle", "eagle3", "medusa", "mtp"]
 
@@ -33,7 +34,7 @@ class TargetFacts:
 
     ``embed``: ids [T] -> [T, D]. ``head``: states behind the final norm [N, D] -> logits [N, V]. ``config``: the
     target's transformers configuration (its text part). ``folder``: where its files are. ``dtype``, ``device``: of the
-    head's weights too.
+    head's weights too. ``code``: what runs the target, where it is compiled; the head's blocks are then too.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -45,6 +46,7 @@ class TargetFacts:
     vocab_size: int
     dtype: torch.dtype
     device: str
+    code: Library | None = None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from specproxy.heads.rotary import RotaryTable, make_rotary
 from specproxy.heads.weights import Weights
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
-from specproxy.models.linear import Linear, make_linear
-from specproxy.models.norm import Norm, make_rms_norm
+from specproxy.kernels.plan import StepPlan
+from specproxy.models.linear import Linear
+from specproxy.models.native_parts import native_attention, native_mlp
+from specproxy.models.norm import Norm
 
 SLACK = 64
 """Positions behind the target's last that a draft may still visit: no draft has more nodes."""
@@ -102,7 +104,7 @@ def read_rotary(config: Mapping[str, Any], head_dim: int, target: TargetFacts, p
 
 def rms_norm(weights: Weights, name: str, width: int, eps: float) -> Norm:
     """The norm [T, width] -> [T, width] whose weight is the tensor ``name``."""
-    return make_rms_norm(weights.take(name, width), eps)
+    return weights.norm(weights.take(name, width), eps)
 
 
 def product(weights: Weights, prefix: str, names: Sequence[str], rows: Sequence[int], width: int) -> Linear:
@@ -112,7 +114,7 @@ def product(weights: Weights, prefix: str, names: Sequence[str], rows: Sequence[
     bias = None
     if f"{prefix}{names[0]}.bias" in weights:
         bias = torch.cat([weights.take(f"{prefix}{name}.bias", n) for name, n in zip(names, rows, strict=True)])
-    return make_linear(weight[0] if len(weight) == 1 else torch.cat(weight), bias)
+    return weights.linear(weight[0] if len(weight) == 1 else torch.cat(weight), bias)
 
 
 class SelfAttention:
@@ -137,9 +139,13 @@ class SelfAttention:
                 weights.take(f"{prefix}q_norm.weight", shape.head_dim),
                 weights.take(f"{prefix}k_norm.weight", shape.head_dim),
             )
+        sizes = (shape.heads, shape.kv, shape.rotary.width, shape.eps, shape.window)
+        self._native = native_attention(self._qkv, self._out, self._norms, *sizes)
 
     def __call__(self, x: Tensor, turn: Turn, plan: Attention, kv: KVBuffers) -> Tensor:
         """x [T, width] -> [T, H]; keys and values go to ``plan.slots``."""
+        if self._native is not None and isinstance(plan, StepPlan):
+            return self._native(x, *turn, plan, kv, self._layer)
         shape, count = self._shape, x.shape[0]
         heads, width, eps = shape.heads, shape.head_dim, shape.eps
         qkv = self._qkv(x)
@@ -168,9 +174,12 @@ class SwiGLU:
         size = shape.intermediate
         self._gate_up = product(weights, prefix, ["gate_proj", "up_proj"], [size, size], shape.hidden)
         self._down = product(weights, prefix, ["down_proj"], [shape.hidden], size)
+        self._native = native_mlp(self._gate_up, self._down)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, H] -> [T, H]."""
+        if self._native is not None:
+            return self._native(x)
         gate, up = self._gate_up(x).chunk(2, -1)
         return self._down(F.silu(gate) * up)
 

@@ -28,7 +28,6 @@ from specproxy.heads.weights import Weights
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import FINAL
-from specproxy.models.linear import make_linear
 
 
 class EagleHead:
@@ -44,7 +43,9 @@ class EagleHead:
         check_vocabulary(path, config, target)
         self._embed = lookup(read_embedding(weights, target, shape.hidden), target)
         self._output = target.head
-        self._fc = make_linear(weights.take("fc.weight", shape.hidden, 2 * shape.hidden), _read_bias(weights, config))
+        self._fc = weights.linear(
+            weights.take("fc.weight", shape.hidden, 2 * shape.hidden), _read_bias(weights, config)
+        )
         self._layers = _read_layers(weights, shape)
         self._rotary = shape.rotary
         self.spec = HeadSpec(

@@ -36,7 +36,6 @@ from specproxy.heads.tables import Ends, check_width, read_ends
 from specproxy.heads.weights import Weights, fingerprint
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers
-from specproxy.models.linear import make_linear
 from specproxy.models.norm import Norm
 
 LEGACY_NORMS = ("aux_norm_low", "aux_norm_mid", "aux_norm_high")
@@ -194,7 +193,7 @@ def _read_fuse(
             f"{path}: {FUSE} takes {found} features; expected {count} states of the target, {count} x {width}; give "
             f"the layers that the head was trained on, or choose a head made for this target"
         )
-    fc = make_linear(weights.take(FUSE, shape.hidden, found))
+    fc = weights.linear(weights.take(FUSE, shape.hidden, found))
     whole = _wanted(weights, config, ("norm_before_fc",), "input_norm.weight")
     names = LEGACY_NORMS if f"{LEGACY_NORMS[0]}.weight" in weights else tuple(f"fc_norm.{i}" for i in range(count))
     each = _wanted(weights, config, ("fc_norm", "use_aux_norm"), f"{names[0]}.weight")
@@ -227,7 +226,7 @@ def _wanted(weights: Weights, config: Mapping[str, Any], keys: tuple[str, ...], 
 def _read_plain(weights: Weights, target: TargetFacts, shape: Geometry) -> Callable[[Tensor], Tensor]:
     """One state, the target's last: as it is, or through ``fc`` where the file holds one or widths differ."""
     if FUSE in weights or shape.hidden != target.hidden_size:
-        return make_linear(weights.take(FUSE, shape.hidden, target.hidden_size))
+        return weights.linear(weights.take(FUSE, shape.hidden, target.hidden_size))
     return lambda taps: taps
 
 

@@ -69,9 +69,9 @@ def read_head(path: str, target: TargetFacts, overrides: Overrides = AS_FOUND) -
     tensors = read_tensors(path, source.files, keep.__contains__)
     config = flatten(source.config)
     if kind == "mtp":
-        plain = Weights(path, dequantised(path, tensors), target.dtype, target.device)
+        plain = Weights(path, dequantised(path, tensors), target.dtype, target.device, target.code)
         return _single(mtp.build(plain, config, target), ())
-    weights = Weights(path, tensors, target.dtype, target.device)
+    weights = Weights(path, tensors, target.dtype, target.device, target.code)
     origin = read_origin(config, target, path)
     if kind == "eagle3":
         return _read_eagle3(weights, config, target, overrides, origin)

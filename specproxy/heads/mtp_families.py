@@ -26,7 +26,7 @@ from specproxy.heads.tables import lookup
 from specproxy.heads.weights import Weights
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
-from specproxy.models.linear import Linear, make_linear
+from specproxy.models.linear import Linear
 from specproxy.models.norm import Norm
 
 Mixer = Callable[[Tensor, Turn, Attention, KVBuffers], Tensor]
@@ -203,7 +203,7 @@ class _Shared:
         self._sizes = target.vocab_size, target.hidden_size
         table, rows = (weights.maybe(name, *self._sizes) for name in ("model.embed_tokens.weight", "lm_head.weight"))
         self._embed = lookup(table, target)
-        self._head = target.head if rows is None else make_linear(rows)
+        self._head = target.head if rows is None else weights.linear(rows)
 
     def embed(self, prefix: str) -> Callable[[Tensor], Tensor]:
         """Ids [T] -> [T, H]."""
@@ -214,7 +214,7 @@ class _Shared:
         """States [N, H] -> [N, V]."""
         for name in ("shared_head.head.weight", "lm_head.weight"):
             if f"{prefix}{name}" in self._weights:
-                return make_linear(self._weights.take(f"{prefix}{name}", *self._sizes))
+                return self._weights.linear(self._weights.take(f"{prefix}{name}", *self._sizes))
         return self._head
 
 

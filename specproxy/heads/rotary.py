@@ -42,7 +42,8 @@ class RotaryTable:
     """cos and sin of every position, looked up: two operations a step instead of eight."""
 
     def __init__(self, rotary: Rotary, length: int, dtype: torch.dtype) -> None:
-        """Positions 0 .. length - 1, in ``dtype``."""
+        """Positions 0 .. length - 1, in ``dtype``. ``width``: rotated dimensions (R)."""
+        self.width = 2 * rotary.frequencies.shape[0]
         self._rotary = rotary
         self._dtype = dtype
         self._tables: tuple[Tensor, Tensor] | None = None

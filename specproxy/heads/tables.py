@@ -18,7 +18,7 @@ from torch import Tensor
 from specproxy.errors import ModelLoadError
 from specproxy.heads.base import TargetFacts
 from specproxy.heads.weights import Weights
-from specproxy.models.linear import Linear, make_linear
+from specproxy.models.linear import Linear
 
 EMBEDDING, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 COMPARED_ROWS = 4096
@@ -113,7 +113,7 @@ def _read_output(
     weights: Weights, config: Mapping[str, Any], target: TargetFacts, width: int, size: int, table: Tensor | None
 ) -> Linear:
     if OUTPUT in weights:
-        return make_linear(weights.take(OUTPUT, size, width))
+        return weights.linear(weights.take(OUTPUT, size, width))
     if size != target.vocab_size:
         raise ModelLoadError(
             f"{weights.path}: tensor {OUTPUT} is missing; expected [{size}, {width}], as the head has a vocabulary of "
@@ -121,9 +121,9 @@ def _read_output(
         )
     if config.get("tie_word_embeddings"):
         if table is not None:
-            return make_linear(table)
+            return weights.linear(table)
         if not getattr(target.config, "tie_word_embeddings", False):
-            return make_linear(target.embed(torch.arange(size, device=target.device)))
+            return weights.linear(target.embed(torch.arange(size, device=target.device)))
     if width != target.hidden_size:
         raise ModelLoadError(
             f"{weights.path}: tensor {OUTPUT} is missing; expected [{size}, {width}], as the target's output takes "

@@ -17,15 +17,32 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specproxy.errors import ModelLoadError
+from specproxy.models.library import Library
+from specproxy.models.linear import Linear, make_linear
+from specproxy.models.native_parts import NativeParts
+from specproxy.models.norm import Norm, make_rms_norm
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 
 
 class Weights:
-    """The tensors of one checkpoint, in ``dtype`` on ``device`` (integers and flags as they are)."""
+    """The tensors of one checkpoint, in ``dtype`` on ``device`` (integers and flags as they are); ``linear`` and
+    ``norm`` make products and norms of them."""
 
-    def __init__(self, path: str, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> None:
-        """``path``: as the user gave it, for messages."""
+    def __init__(
+        self,
+        path: str,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: str,
+        code: Library | None = None,
+    ) -> None:
+        """``path``: as the user gave it, for messages. ``code``: what products and norms run on, where it is ours."""
+        self.linear: Callable[..., Linear] = make_linear
+        self.norm: Callable[[Tensor, float], Norm] = make_rms_norm
+        if code is not None:
+            parts = NativeParts(code, sum(tensor.numel() for tensor in tensors.values()))
+            self.linear, self.norm = parts.linear, parts.norm
         self.path = path
         self._all = tensors
         self._left = dict(tensors)

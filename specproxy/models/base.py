@@ -21,7 +21,8 @@ FINAL = -1
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Facts about a loaded model. ``vocab_size`` is the width of its logits; ``max_len`` its context in tokens."""
+    """Facts about a loaded model. ``vocab_size`` is the width of its logits; ``max_len`` its context in tokens;
+    ``build`` the identity of compiled code that runs it."""
 
     model_type: str
     path_kind: str
@@ -33,6 +34,7 @@ class ModelSpec:
     layers: tuple[LayerShape, ...]
     fingerprint: str
     eos_token_ids: tuple[int, ...]
+    build: str = ""
 
 
 class StepModel(Protocol):
