@@ -34,7 +34,8 @@ examples:
   specproxy serve --capture /var/lib/specproxy/answers
   specproxy serve --config specproxy.yaml --set server.max_queue=64 --set server.drain_s=60
 
-a drafter is NAME=TYPE or NAME=TYPE:PATH; NAME is what policies call it. Types: ngram, prediction, draft_model.
+a drafter is NAME=TYPE or NAME=TYPE:PATH; NAME is what policies call it. Types: ngram, suffix, prediction,
+draft_model, eagle3, eagle, mtp, medusa, layer_skip.
 --capture DIR keeps prompts and answers for training drafters. Without it nothing is kept. With it, only requests whose
 route has capture: on are, and of these not the ones that send the header x-specproxy-no-capture, fail or are aborted.
   stored   messages or prompt, answer, token ids, sampling parameters, stop strings, seed, model, route, revision,

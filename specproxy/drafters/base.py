@@ -50,8 +50,9 @@ class DraftRow:
     row may draft now; ``room``: nodes; ``width``: children of a node, 1 for a chain. ``group``: where shared
     statistics and indices belong (route and tenant). ``sampler``: the request's own processors and noise, for coupled
     drafting. ``pages``: the sequence's page table, for drafters with KV in the pool. ``hidden``: the states that the
-    drafter needs of committed tokens that have KV, as far as it has not taken them. ``state``: the drafter's own memory
-    of this sequence, kept by the loop, ``None`` at first. ``path``: in ``commit``, the accepted nodes of the draft,
+    drafter needs of committed tokens that have KV, as far as it has not taken them. ``seen``: tokens that the drafter
+    has taken in, noted by itself: what is missing delays its next draft. ``state``: the drafter's own memory of this
+    sequence, kept by the loop, ``None`` at first. ``path``: in ``commit``, the accepted nodes of the draft,
     from the root down. ``floor``: a chance of acceptance below which a further level does not pay for itself, ``keep``:
     below which a node does not pay for its row in the target's step; a drafter that can tell stops there, but not below
     ``least`` levels.
@@ -66,6 +67,7 @@ class DraftRow:
     prediction: Sequence[int] = ()
     pages: Sequence[int] = ()
     hidden: HiddenRows = field(default_factory=HiddenRows)
+    seen: int = 0
     state: object | None = None
     path: Sequence[int] = ()
     floor: float = 0.0

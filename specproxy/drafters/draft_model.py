@@ -105,6 +105,7 @@ class DraftModel:
         """Take over what is in shared pages; the prompt itself is computed when a draft is first wanted."""
         for row in ctx.rows:
             row.state = self._begin(row)
+            row.seen = _progress(row).committed
 
     def _begin(self, row: DraftRow) -> _Progress:
         size, known = self._kv.page_size, 0
@@ -136,7 +137,7 @@ class DraftModel:
             while same < limit and done[same] == tokens[same]:
                 same += 1
             del done[same:]
-            progress.committed = len(tokens)
+            progress.committed = row.seen = len(tokens)
             while len(tokens) - len(done) > CATCH_UP_ROWS:
                 self._forward([(row, tokens[len(done) : len(done) + CATCH_UP_ROWS])])
             work.append((row, tokens[len(done) :]))

@@ -78,7 +78,7 @@ class HeadPages:
             states = torch.cat([lead[None], states])
             start -= 1
         self._keep_ends(row, start, states)
-        state.next = start + states.shape[0] + 1
+        row.seen = state.next = start + states.shape[0] + 1
         return Entries(start, states)
 
     def _shared(self, row: DraftRow, start: int) -> Tensor | None:

@@ -86,8 +86,8 @@ class Assembled:
         engine = self.engine
         engine.runner.threads.enter(1)
         drafter = load_drafter(name, config, self.host)
-        chains = measure_chains(engine.runner, engine.scheduler.pool, self.host.vocab_size, drafter)
-        engine.drafting.add(drafter, chains)
+        chains, catch_up = measure_chains(engine.runner, engine.scheduler.pool, self.host.vocab_size, drafter)
+        engine.drafting.add(drafter, chains, catch_up)
         self.configs[name] = config
 
     def unload_drafter(self, name: str) -> None:

@@ -112,6 +112,7 @@ class CostTable:
         self._steps = Curve(steps)
         self._tree = math.log(max(1.0, tree))
         self._chains: dict[str, dict[int, Curve]] = {}
+        self._catch_up: dict[str, float] = {}
         self._drift = 0.0
         # The controller asks for the same few costs thousands of times between two corrections.
         self._step_cache: dict[int, float] = {}
@@ -119,8 +120,10 @@ class CostTable:
         for name, points in (chains or {}).items():
             self.set_chain(name, points)
 
-    def set_chain(self, drafter: str, points: Mapping[tuple[int, int], float]) -> None:
-        """A drafter was loaded and measured: {(rows, k): seconds}."""
+    def set_chain(self, drafter: str, points: Mapping[tuple[int, int], float], catch_up: float = 0.0) -> None:
+        """A drafter was loaded and measured: {(rows, k): seconds}; ``catch_up``: seconds for each token that it has
+        not taken in when it is asked."""
+        self._catch_up[drafter] = catch_up
         by_rows: dict[int, dict[int, float]] = {}
         for (rows, k), seconds in points.items():
             by_rows.setdefault(rows, {})[k] = seconds
@@ -130,6 +133,7 @@ class CostTable:
     def drop_chain(self, drafter: str) -> None:
         """A drafter was unloaded."""
         self._chains.pop(drafter, None)
+        self._catch_up.pop(drafter, None)
         self._chain_cache.clear()
 
     @property
@@ -163,6 +167,10 @@ class CostTable:
                 seconds = (1.0 - part) * curves[below].at(k) + part * curves[above].at(k)
             self._chain_cache[drafter, rows, k] = seconds
         return seconds
+
+    def catch_up(self, drafter: str, tokens: int) -> float:
+        """Seconds for ``drafter`` to take in ``tokens`` before it can draft, without drift."""
+        return self._catch_up.get(drafter, 0.0) * tokens
 
     def observe_step(self, rows: int, seconds: float, tree: bool = False) -> None:
         """A step of ``rows`` tokens took ``seconds``; one that had to be split is reported part by part. ``tree``: some

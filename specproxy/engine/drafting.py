@@ -53,6 +53,9 @@ class Draft:
 NO_DRAFT = Draft([], [])
 
 
+USUAL_BEHIND = 8
+"""Tokens that a drafter lacks after a step of its own: part of what its chains were measured at."""
+
 Budget = Callable[[Sequence, int], int]
 """(sequence, wanted) -> nodes that it may draft now, at most ``wanted``, whatever the gain."""
 
@@ -79,14 +82,15 @@ class Drafting:
             if name in self.drafters:
                 self.drafters[name].release(sequence.id)
 
-    def add(self, drafter: Drafter, chains: Mapping[tuple[int, int], float]) -> None:
-        """A drafter was loaded, perhaps in place of one of the same name. ``chains``: what drafting was measured at."""
+    def add(self, drafter: Drafter, chains: Mapping[tuple[int, int], float], catch_up: float = 0.0) -> None:
+        """A drafter was loaded, perhaps in place of one of the same name. ``chains``, ``catch_up``: what drafting was
+        measured at (see CostTable.set_chain)."""
         self.forget(drafter.name)
         self.drafters[drafter.name] = drafter
         if drafter.needs.hidden:
             self._readers.add(drafter.name)
         if chains:
-            self._controller.costs.set_chain(drafter.name, chains)
+            self._controller.costs.set_chain(drafter.name, chains, catch_up)
 
     def forget(self, name: str) -> None:
         """A drafter was unloaded."""
@@ -234,8 +238,17 @@ class Drafting:
             elif self.drafters[name].needs.place == "device":
                 needs = self.drafters[name].needs
                 row = s.row(name)
-                out.append(Candidate(name, caps[name], 0, False, needs.prior[0], row.width, row.room))
+                behind, left = self._behind(s, name), s.submission.params.max_tokens - s.num_output
+                out.append(Candidate(name, caps[name], 0, False, needs.prior[0], row.width, row.room, behind, left))
         return out
+
+    def _behind(self, s: Sequence, name: str) -> int:
+        """Tokens that a drafter must take in before it can draft, but for what each step brings."""
+        row = self._row(s, name, 0)
+        behind = len(s.tokens) - row.seen
+        if name in self._readers:
+            behind = min(behind, len(row.hidden) + 1)
+        return max(0, behind - USUAL_BEHIND)
 
     def _ask_device(self, name: str, wanted: Rows[tuple[Sequence, Choice]], drafts: dict[str, Draft]) -> None:
         """Let a device drafter draft for the rows that chose it; its time goes into the cost table."""

@@ -26,6 +26,7 @@ class Offer(NamedTuple):
 
     ``lengths``: K to choose from, rising, 1 or more. ``expected[k]``: tokens accepted on average of k levels drafted.
     ``spread``: rows of the step that a level takes on average; ``nodes``: those of all levels, at most.
+    ``debt``: seconds that the drafter needs before it can draft at all, to be earned over so many steps as ``term``.
     ``known``: the guess exists, so that only the target's rows cost. ``sticky``: the K chosen last time, if this
     drafter was (-1: another was), for hysteresis.
     """
@@ -38,6 +39,8 @@ class Offer(NamedTuple):
     sticky: int
     spread: float = 1.0
     nodes: int = MAX_TREE_NODES
+    debt: float = 0.0
+    term: float = 1.0
 
     def rows(self, k: int) -> int:
         """Rows of the step that ``k`` levels take."""
@@ -102,11 +105,11 @@ class StepLoad:
         return self.tokens / (self._step() + self._other_chains(""))
 
     def seconds(self, pick: Pick) -> float:
-        """Duration of the step with one more row drafting as picked."""
+        """Duration of the step with one more row drafting as picked, all that its drafter must take in included."""
         self.add(pick)
         seconds = self._step() + self._other_chains("")
         self.remove(pick)
-        return seconds
+        return seconds if pick.offer is None else seconds + pick.offer.debt
 
     def best(self, offer: Offer, times: int, hysteresis: float) -> Pick:
         """The K of ``offer`` with the highest rate, if ``times`` more rows drafted like this one.
@@ -118,6 +121,7 @@ class StepLoad:
         mine = () if known else self.chains.get(drafter, ())
         company, deepest = len(mine) + times, max(mine, default=0)
         other = self._other_chains("" if known else drafter) if self.chains else 0.0
+        other += offer.debt / offer.term
         rows, tokens = self.rows, self.tokens
         most = tokens + times * expected[offer.lengths[-1]]
         best_k, best_rate = 0, 0.0

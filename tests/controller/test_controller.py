@@ -299,3 +299,20 @@ def test_trees_are_weighed_by_what_they_cost(clock: Any, decide: Decide) -> None
         candidate = Candidate("draft_model", 8, width=3, nodes=24)
         chosen.append(controller.choose("g", decide(), [candidate], 1).k)
     assert chosen[0] >= chosen[1] > chosen[2] == 0
+
+
+def test_what_must_be_taken_in_first_has_to_be_earned_back(clock: Any, decide: Decide) -> None:
+    """A good drafter that lacks a long prompt is used where the answer is long enough for it to pay, and not for a few
+    tokens more."""
+    costs = CostTable({1: 1.0, 8: 1.1, 64: 2.0})
+    costs.set_chain("draft_model", {(1, 1): 0.1, (1, 8): 0.8}, catch_up=0.01)
+    controller = Controller(costs, clock)
+    for _ in range(200):
+        controller.observe("g", "draft_model", 0, 4, 3)
+    chosen = {
+        (behind, left): controller.choose("g", decide(), [Candidate("draft_model", 8, behind=behind, left=left)], 1).k
+        for behind, left in ((0, 4), (1000, 4), (200, 200), (5000, 200))
+    }
+    assert chosen[0, 4] > 0
+    assert chosen[200, 200] > 0
+    assert chosen[1000, 4] == chosen[5000, 200] == 0
