@@ -6,7 +6,8 @@ products: a step of one row takes 0.47 instead of 0.97 ms, of eight sequences 1.
 at 280 tokens, one thread of an AMD EPYC Zen 4, medians of one run). It needs a C++ compiler, and half a minute in a
 process of its own; the result is kept for the next start. Without one everything works as before.
 
-Compiled code may round differently from the loop it was made of, so it is for drafters: a draft only guesses.
+Compiled code may round differently from the loop it was made of, so it is for drafters: a draft only guesses. It is for
+processors without bf16 instructions; those that have them run everything in ``native.py``.
 
 Shapes: T rows, P pages a row, V vocabulary.
 """

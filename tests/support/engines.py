@@ -39,13 +39,13 @@ class Engines:
     def build(self, drafters: dict[str, DrafterConfig] | None = None, *, fresh: bool = False, **model: Any) -> Driver:
         """A Driver for ``drafters`` (``None``: the house's and replay) and the options of ``model``.
 
-        The eager loop serves where ``compile`` is not given. ``fresh``: one that nobody else gets.
+        ``fresh``: one that nobody else gets.
         """
         chosen = HOUSE_DRAFTERS if drafters is None else drafters
         key = repr((sorted(chosen.items()), sorted(model.items())))
         if not fresh and key in self._built:
             return self._built[key]
-        config = EngineConfig(socket="", model=ModelConfig(**{"threads": 1, "compile": "off"} | model), drafters=chosen)
+        config = EngineConfig(socket="", model=ModelConfig(**{"threads": 1} | model), drafters=chosen)
         driver = Driver(assemble(config, lambda what: None))
         if not fresh:
             self._built[key] = driver
