@@ -83,7 +83,7 @@ class DraftModel:
         draw: Draw = "coupled",
     ) -> None:
         self.name = name
-        self.needs = Needs(place="device", own_kv=True, window=model.spec.max_len, max_k=max_k, prior=(0.7,))
+        self.needs = Needs(place="device", own_kv=True, window=model.spec.max_len, max_k=max_k, prior=(0.85,))
         self.fingerprint = model.spec.fingerprint
         self._model = model
         self._kv = kv

@@ -62,7 +62,7 @@ class HeadDrafter:
             window=spec.window,
             max_k=max_k if spec.steps is None else min(max_k, spec.steps),
             branches=True,
-            prior=(0.75,),
+            prior=(0.85,),
         )
         self._head = head
         self._pages = pages

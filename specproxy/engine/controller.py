@@ -26,7 +26,7 @@ HYSTERESIS = 1.01
 """A change must promise this factor, or noise in the estimates would make K flutter."""
 LIKELY = 0.5
 """In an ordered list a guess whose first token is less likely than this gives way to a likelier one further down."""
-LIKELY_LEFT = 32
+LIKELY_LEFT = 96
 """Tokens that an answer is expected to go on for, where its limit lets it: what a drafter must take in before it can
 draft has to be earned back by then."""
 PROBE_LOOK = 4
