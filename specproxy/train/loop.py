@@ -121,7 +121,8 @@ def _learn(recipe: Recipe, batch: Batch, optimizer: torch.optim.Optimizer, sched
     """One step."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr * schedule.factor(step)
-    with mixed_precision(batch.ids.device.type):
+    # An engine in the same process turns gradients off for good.
+    with torch.enable_grad(), mixed_precision(batch.ids.device.type):
         outcome = recipe.learn(batch)
     optimizer.zero_grad(set_to_none=True)
     outcome.loss.backward()

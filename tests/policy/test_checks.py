@@ -126,8 +126,8 @@ def test_the_catalogue_of_a_configuration_is_sharpened_by_the_engine() -> None:
     """Names and declared limits at first; then what is loaded, in the same order."""
     config = load_start_config(flags={"drafters": ["d=draft_model:/d"], "model.max_model_len": "512"})
     first = Catalogue.from_config(config)
-    assert first.drafter_names == ("prediction", "ngram", "d")
-    assert (first.max_model_len, first.exactness, first.drafters[2].max_k) == (512, None, None)
+    assert first.drafter_names == ("prediction", "suffix", "ngram", "d")
+    assert (first.max_model_len, first.exactness, first.drafters[3].max_k) == (512, None, None)
     loaded = [DrafterInfo("d", "draft_model", 8, 1024, "f"), DrafterInfo("ngram", "ngram", 16, None, "g")]
     numerics = Numerics("f", "cpu", "bfloat16", "2", "bitwise", [1, 8], 64, 2, 2, "fused")
     second = first.with_engine(loaded, numerics, ModelInfo("m", "f", 256, 100, [0]))

@@ -104,3 +104,13 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert factors[9] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
     assert 0.05 < factors[-1] < 0.06
+
+
+def test_a_run_learns_where_an_engine_has_turned_gradients_off(
+    tmp_path: Path, target: FrozenTarget, documents: list[Document]
+) -> None:
+    """An engine in the same process computes no gradients, for good; a run does all the same."""
+    recipe, before = recipe_for(target), weights(recipe_for(target))
+    with torch.no_grad():
+        train(recipe, documents, replace(SCHEDULE, steps=1), tmp_path, device="cpu")
+    assert not torch.equal(weights(recipe), before)
