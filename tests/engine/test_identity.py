@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from specproxy.config.schema import DrafterConfig
+from tests.heads.checkpoints import Sizes, eagle1
 from tests.support.covering import pairwise
 from tests.support.driver import Driver
 from tests.support.engines import HOUSE_HEADS
@@ -53,6 +56,21 @@ def test_pairwise_identity_of_heads_and_trees(head_identity: Identity, mini: lis
     """Chains and trees of heads that read the target's hidden states change nothing either."""
     records = [mini[(number * 7 + i * 11) % len(mini)] for i in range(2)]
     assert head_identity.mismatches(HEAD_CASES[number], records) == []
+
+
+@pytest.mark.parametrize("drafter", ["eagle", "eagle_tree"])
+def test_identity_of_a_head_that_guesses_nothing(
+    assemble_engine: Callable[..., Driver], mini: list[dict[str, Any]], tmp_path: Path, drafter: str
+) -> None:
+    """A random EAGLE-1 head, let in for once, proposes chains and trees of noise: nothing changes either."""
+    sizes = Sizes(hidden=384, target_hidden=384, heads=6, head_dim=64, vocab=8192, layers=10)
+    path = str(eagle1(sizes).write(tmp_path / "eagle"))
+    config = DrafterConfig(type="eagle", path=path, options={"least": 0.0})
+    identity = Identity(assemble_engine({"eagle": config}, fresh=True))
+    case = {name: values[-1] for name, values in AXES.items()} | {"drafter": drafter, "k": 4}
+    for temperature in (0.0, 0.8):
+        assert identity.mismatches(case | {"temperature": temperature, "n": 1}, mini[:3]) == []
+    assert identity.counts["eagle"].drafted > 0
 
 
 def test_identity_in_float32(assemble_engine: Callable[..., Driver], mini: list[dict[str, Any]]) -> None:
