@@ -38,7 +38,7 @@ examples:
   specproxy train eagle3 --model house --data chats.jsonl --held-out eval.jsonl --out heads/eagle3
   specproxy train medusa --model ORG/MODEL --data chats.jsonl.xz --out heads/medusa --layout full
   specproxy train draft --model house --data chats.jsonl --out drafts/small --init house/draft
-  specproxy train eagle3 --init heads/eagle3 --steps 0 --held-out eval.jsonl --out /tmp/x   only the report"""
+  specproxy train eagle3 --init heads/eagle3 --steps 0 --held-out eval.jsonl --out report   only the report"""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -61,16 +61,21 @@ def _known_rates(loaded: LoadedHead, host: Host) -> list[float]:
     """Rates of all readings, from the cache where this head was tried on this target before."""
     facts = [VERSION, loaded.head.spec.fingerprint, host.model.spec.fingerprint, [str(r) for r in loaded.readings]]
     file = cache_folder() / f"trial-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
-    try:
-        known = [float(rate) for rate in json.loads(file.read_text())]
-        if len(known) == len(loaded.readings):
-            return known
-    except (OSError, ValueError, TypeError):
-        pass  # not tried yet, or the file is broken: try now
+    known = _remembered(file)
+    if len(known) == len(loaded.readings):
+        return known
     texts = host.own_texts()
     rates = [agreement(loaded.under(reading), texts, host.vocab_size) for reading in loaded.readings]
     _remember(file, rates)
     return rates
+
+
+def _remembered(file: Path) -> list[float]:
+    """What was written there; nothing where the head was not tried yet, or the file is broken."""
+    try:
+        return [float(rate) for rate in json.loads(file.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _remember(file: Path, rates: Sequence[float]) -> None:

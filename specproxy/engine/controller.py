@@ -26,9 +26,6 @@ HYSTERESIS = 1.01
 """A change must promise this factor, or noise in the estimates would make K flutter."""
 LIKELY = 0.5
 """In an ordered list a guess whose first token is less likely than this gives way to a likelier one further down."""
-LIKELY_LEFT = 96
-"""Tokens that an answer is expected to go on for, where its limit lets it: what a drafter must take in before it can
-draft has to be earned back by then."""
 PROBE_LOOK = 4
 """Rows between two looks at whether a probe can be afforded."""
 PROBE_KNOWN = 2
@@ -41,7 +38,8 @@ class Candidate(NamedTuple):
     ``max_k``: levels it may draft, after window, remaining tokens, pages; the guess's length where ``known`` (the guess
     exists already and costs nothing more). ``prior``: ``Needs.prior`` of its confidence ``bucket``. ``width``:
     children of a node at most, 1 for a chain; ``nodes``: of all levels, at most. ``behind``:
-    tokens that the drafter must take in first; ``left``: tokens that the answer may still have.
+    tokens that the drafter must take in first, which has to be earned back in what is left of the answer: it has
+    ``so_far`` tokens, and may have ``most`` more.
     """
 
     drafter: str
@@ -52,7 +50,8 @@ class Candidate(NamedTuple):
     width: int = 1
     nodes: int = MAX_TREE_NODES
     behind: int = 0
-    left: int = LIKELY_LEFT
+    so_far: int = 0
+    most: int = MAX_TREE_NODES
 
 
 class Request(NamedTuple):
@@ -172,6 +171,10 @@ class Controller:
             accepted += 1
         self.observe(group, drafter, bucket, length, accepted)
 
+    def observe_answer(self, group: str, tokens: int) -> None:
+        """An answer ended with so many tokens."""
+        self._groups.get(group).ended(tokens)
+
     def observe_step(self, rows: int, seconds: float, tree: bool = False) -> None:
         """A step of the target with ``rows`` rows took ``seconds``; ``tree``: some of its drafts branch."""
         self.costs.observe_step(rows, seconds, tree)
@@ -189,7 +192,7 @@ class Controller:
         group, decision = self._groups.get(request.group), request.decision
         most, least, adaptive = decision.k_max, decision.k_min, decision.adaptive
         offers, tracks = [], []
-        for drafter, max_k, bucket, known, prior, width, nodes, behind, left in request.candidates:
+        for drafter, max_k, bucket, known, prior, width, nodes, behind, so_far, most_left in request.candidates:
             high = max_k if most is None or most > max_k else most
             if high <= 0:
                 continue
@@ -198,7 +201,7 @@ class Controller:
             sticky = track.last_k if group.last == drafter else -1
             expected, spread = track.acceptance.expected(high), 1.0 if width == 1 else track.spread or float(width)
             debt = 0.0 if known or not behind else self.costs.catch_up(drafter, behind)
-            term = max(1.0, min(left, LIKELY_LEFT) / (1.0 + expected[high]))
+            term = max(1.0, group.left(so_far, most_left) / (1.0 + expected[high]))
             offers.append(
                 Offer(drafter, bucket, known, lengths(low, high), expected, sticky, spread, nodes, debt, term)
             )

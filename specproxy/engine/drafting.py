@@ -238,8 +238,9 @@ class Drafting:
             elif self.drafters[name].needs.place == "device":
                 needs = self.drafters[name].needs
                 row = s.row(name)
-                behind, left = self._behind(s, name), s.submission.params.max_tokens - s.num_output
-                out.append(Candidate(name, caps[name], 0, False, needs.prior[0], row.width, row.room, behind, left))
+                behind, most = self._behind(s, name), s.submission.params.max_tokens - s.num_output
+                tree = (row.width, row.room)
+                out.append(Candidate(name, caps[name], 0, False, needs.prior[0], *tree, behind, s.num_output, most))
         return out
 
     def _behind(self, s: Sequence, name: str) -> int:

@@ -27,6 +27,10 @@ FRESH_S = 60.0
 MAX_GROUPS = 1024
 DEFAULT_PRIOR = 0.7
 
+USUAL_LENGTH = 96.0
+"""Tokens of an answer, before any of its group has ended."""
+LENGTH_RATE = 0.1
+"""How fast the estimate of an answer's length follows the answers."""
 SPREAD_RATE = 0.05
 """How fast the estimate of a tree's nodes a level follows what is drafted."""
 
@@ -87,11 +91,21 @@ class Track:
 @dataclass(slots=True)
 class Group:
     """Rows that share statistics. ``last``: the drafter used last (``None``: plain). ``credit``: steps that may yet be
-    lost to probes."""
+    lost to probes. ``length``: tokens of an answer on average."""
 
     tracks: dict[tuple[str, int], Track] = field(default_factory=dict)
     last: str | None = None
     credit: float = 0.0
+    length: float = USUAL_LENGTH
+
+    def left(self, so_far: int, most: int) -> float:
+        """Tokens that an answer of ``so_far`` tokens probably goes on for, ``most`` at most. One that is longer than
+        usual goes on for as long as a quarter of the usual."""
+        return min(float(most), max(self.length - so_far, self.length / 4))
+
+    def ended(self, tokens: int) -> None:
+        """An answer had so many tokens."""
+        self.length += LENGTH_RATE * (tokens - self.length)
 
     def track(self, drafter: str, bucket: int, prior: float = DEFAULT_PRIOR) -> Track:
         """The track of a drafter at a confidence; ``prior`` where it is new."""

@@ -261,6 +261,7 @@ class Engine:
         delta.finish_reason = reason
         delta.stop_token = delta.tokens[-1] if reason == "stop" else None
         delta.stats = finished_stats(s)
+        self._controller.observe_answer(s.group, s.num_output)
         self.scheduler.remove(s)
         return delta
 

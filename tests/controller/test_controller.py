@@ -302,17 +302,21 @@ def test_trees_are_weighed_by_what_they_cost(clock: Any, decide: Decide) -> None
 
 
 def test_what_must_be_taken_in_first_has_to_be_earned_back(clock: Any, decide: Decide) -> None:
-    """A good drafter that lacks a long prompt is used where the answer is long enough for it to pay, and not for a few
-    tokens more."""
+    """A good drafter that lacks a long prompt is used where answers are long enough for it to pay, and not for a few
+    tokens more, be it by the request's limit or by how long answers of the route are."""
     costs = CostTable({1: 1.0, 8: 1.1, 64: 2.0})
     costs.set_chain("draft_model", {(1, 1): 0.1, (1, 8): 0.8}, catch_up=0.01)
     controller = Controller(costs, clock)
-    for _ in range(200):
-        controller.observe("g", "draft_model", 0, 4, 3)
-    chosen = {
-        (behind, left): controller.choose("g", decide(), [Candidate("draft_model", 8, behind=behind, left=left)], 1).k
-        for behind, left in ((0, 4), (1000, 4), (200, 200), (20_000, 200))
-    }
-    assert chosen[0, 4] > 0
-    assert chosen[200, 200] > 0
-    assert chosen[1000, 4] == chosen[20_000, 200] == 0
+    for group, length in (("short", 8), ("long", 600)):
+        for _ in range(200):
+            controller.observe(group, "draft_model", 0, 4, 3)
+            controller.observe_answer(group, length)
+
+    def k(group: str, behind: int, most: int) -> int:
+        candidate = Candidate("draft_model", 8, behind=behind, most=most)
+        return controller.choose(group, decide(), [candidate], 1).k
+
+    assert k("short", 0, 1000) > 0
+    assert k("short", 1000, 1000) == 0
+    assert k("long", 1000, 1000) > 0
+    assert k("long", 1000, 4) == 0
