@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from specproxy.kernels import paged
-from specproxy.kernels.attention import AttentionPlan, Batch, Span
+from specproxy.kernels.attention import Attention, AttentionPlan, Batch, Span
 from specproxy.kernels.lists import RowLists, list_rows
 from specproxy.kernels.paged import KVBuffers
+
+MOST_GROUP = 16
+"""Query heads that may share a key head where a caller does not say how many do."""
 
 
 @dataclass
@@ -55,9 +58,16 @@ class StepPlan:
         return self.calls.attend(kv, layer, q, scale=scale, window=window, softcap=softcap, sinks=sinks)
 
 
-def plan_attention(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True) -> StepPlan:
-    """The plan of ``spans``, made once for all layers. ``exact=False`` drops what bitwise equality needs (drafts)."""
-    return StepPlan(spans, slots, kv, exact)
+def plan_attention(
+    spans: Sequence[Span], slots: Tensor, kv: KVBuffers, *, exact: bool = True, group: int = MOST_GROUP
+) -> Attention:
+    """The plan of ``spans``, made once for all layers. ``exact=False`` drops what bitwise equality needs (drafts),
+    where that gains anything. ``group``: query heads that share a key head, at most."""
+    if not slots.is_cuda:
+        return StepPlan(spans, slots, kv, exact)
+    from specproxy.kernels.ragged_attention import plan_ragged
+
+    return plan_ragged(spans, slots, kv, group)
 
 
 def _plan_calls(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, exact: bool) -> AttentionPlan:

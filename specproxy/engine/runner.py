@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from specproxy.kernels.paged import KVBuffers
 from specproxy.kernels.plan import plan_attention
 from specproxy.models.base import StepModel
 from specproxy.vocabulary import Exactness
+
+if TYPE_CHECKING:
+    from specproxy.engine.graphs import StepGraphs
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,29 @@ class Rules:
         return self.widths[bisect.bisect_left(self.widths, rows)]
 
 
+GRAPHED_ROWS = 64
+"""Rows up to which decode steps are captured on a GPU; a wider one is arithmetic, not launches."""
+
 NUMERIC = Rules("numeric", (), 64, 128, trim=16)
 
 
 class Runner:
     """The target with its KV buffers and the rules in force."""
 
-    def __init__(self, model: StepModel, kv: KVBuffers, rules: Rules, threads: Threads) -> None:
+    def __init__(
+        self, model: StepModel, kv: KVBuffers, rules: Rules, threads: Threads, graphs: StepGraphs | None = None
+    ) -> None:
+        """``graphs``: another runner's over the same model and buffers."""
         self.model = model
         self.kv = kv
         self.rules = rules
         self.threads = threads
+        self._group = max(1, model.config.num_attention_heads // model.spec.layers[0].heads)
+        self._graphs = graphs or _graphs(model, kv)
+
+    def under(self, rules: Rules) -> Runner:
+        """The same target under other rules."""
+        return Runner(self.model, self.kv, rules, self.threads, self._graphs)
 
     def run(self, step: Step, hidden: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Execute ``step``; logits [N, V] of its sampled rows in the model's dtype, and tapped hidden states.
@@ -72,9 +88,14 @@ class Runner:
         rows, sampled, device = len(step.ids), len(step.sample), self.model.spec.device
         width = self.rules.width(rows) if step.kind == "decode" else rows
         self.threads.enter(width)
+        if self._graphs is not None and step.kind == "decode" and width <= GRAPHED_ROWS:
+            logits, taps = self._graphs.run(step, width, hidden)
+            if step.sample == list(range(sampled)):
+                return logits[:sampled], taps
+            return logits[torch.tensor(step.sample, dtype=torch.long, device=device)], taps
         pad = [0] * (width - rows)
         slots = torch.tensor(step.slots + [self.kv.trash_slot] * len(pad), dtype=torch.long, device=device)
-        plan = plan_attention(step.spans, slots, self.kv, exact=self.rules.exact)
+        plan = plan_attention(step.spans, slots, self.kv, exact=self.rules.exact, group=self._group)
         every = sampled == width
         wanted = step.sample + [0] * (self.rules.width(max(1, sampled)) - sampled)
         logits, taps = self.model.forward(
@@ -86,3 +107,12 @@ class Runner:
             hidden,
         )
         return logits[:sampled], taps
+
+
+def _graphs(model: StepModel, kv: KVBuffers) -> StepGraphs | None:
+    """Captured steps, where the target's path is made for it."""
+    if model.spec.path_kind != "device":
+        return None
+    from specproxy.engine.graphs import StepGraphs
+
+    return StepGraphs(model, kv)

@@ -71,6 +71,7 @@ class SelfTest:
             model.spec.dtype,
             model.spec.device,
         )
+        self._any = Runner(model, self._kv, Rules("bitwise", (), WIDEST, prefill_rows), threads)
         generator = torch.Generator().manual_seed(20260101)
         self._tokens = torch.randint(0, model.spec.vocab_size, (2, length), generator=generator).tolist()
 
@@ -103,7 +104,7 @@ class SelfTest:
         return Rules("numeric", (), WIDEST, self._prefill_rows, detail=why)
 
     def _runner(self, widths: tuple[int, ...]) -> Runner:
-        return Runner(self._model, self._kv, Rules("bitwise", widths, WIDEST, self._prefill_rows), self._threads)
+        return self._any.under(Rules("bitwise", widths, WIDEST, self._prefill_rows))
 
     def _prefill(self, which: int, count: int) -> None:
         for base in range(0, count, self._prefill_rows):

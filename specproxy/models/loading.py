@@ -79,10 +79,19 @@ def load_model(
         raise ModelLoadError(f"{path}: the fused path does not cover model type {config.model_type}; use auto")
     spec = _describe(stock, folder, device, max_len, "fused" if fuse else "transformers")
     try:
-        model: StepModel = FusedModel(stock, spec) if fuse else GenericModel(stock, spec)
+        model: StepModel = _fused(stock, spec) if fuse else GenericModel(stock, spec)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"{path}: out of memory while preparing the model: {error}") from None
     return model, folder
+
+
+def _fused(stock: Any, spec: ModelSpec) -> StepModel:
+    """The layer loop for where the model is: kernels on a GPU, torch elsewhere, where there may be no Triton."""
+    if not spec.device.startswith("cuda"):
+        return FusedModel(stock, spec)
+    from specproxy.models.device import DeviceModel
+
+    return DeviceModel(stock, spec)
 
 
 def _load_config(folder: Path, path: str, trust_remote_code: bool) -> Any:

@@ -1,0 +1,130 @@
+"""Decode steps of the target as CUDA graphs: the same launches, without the host between them.
+
+A graph is captured for a shape of step (rows, blocks, how far keys may reach, which states are wanted) when that shape
+first occurs, which the measurements at start see to for the usual ones. What changes from step to step lies in buffers
+at fixed addresses.
+
+Shapes: T rows, N sampled rows, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from specproxy.engine.step import Step
+from specproxy.kernels.paged import KVBuffers
+from specproxy.kernels.ragged_attention import RaggedAttention
+from specproxy.kernels.ragged_rows import RaggedRows, RowShape, count_blocks
+from specproxy.models.base import StepModel
+
+SHORT = 4096
+"""Contexts up to here have graphs of their own, with fewer programs that stand by for keys far away."""
+
+
+class Captured:
+    """Work captured once and replayed. ``work`` runs twice before, which compiles kernels and takes memory; ``pool``: the
+    memory that graphs share (torch.cuda.graph_pool_handle)."""
+
+    def __init__(self, work: Callable[[], None], pool: Any) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            work()
+            work()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            work()
+
+    def replay(self) -> None:
+        """Enqueue the work."""
+        self._graph.replay()
+
+
+class _Shape(NamedTuple):
+    """What a graph is captured for."""
+
+    rows: int
+    blocks: int
+    reach: int
+    trees: bool
+    hidden: tuple[int, ...]
+
+
+@dataclass
+class _Feed:
+    """Inputs of a step on the host and on the device. ``numbers`` [2, T] int64: ids and positions."""
+
+    rows: RaggedRows
+    numbers: Tensor
+
+
+class _StepGraph:
+    """One shape's graph with its buffers. Every row's logits are computed: the head reads its weight once for all."""
+
+    def __init__(self, model: StepModel, kv: KVBuffers, shape: _Shape, pool: Any) -> None:
+        self._model, self._kv, self._shape = model, kv, shape
+        rows = RowShape(shape.rows, shape.blocks, shape.blocks, -(-shape.reach // kv.page_size))
+        device = model.spec.device
+        self._host = _Feed(
+            RaggedRows.allocate(rows, "cpu", pinned=True),
+            torch.zeros(2, shape.rows, dtype=torch.int64, pin_memory=True),
+        )
+        self._device = _Feed(
+            RaggedRows.allocate(rows, device), torch.zeros(2, shape.rows, dtype=torch.int64, device=device)
+        )
+        self._device.rows.slots.fill_(kv.trash_slot)
+        self._results: tuple[Tensor, list[Tensor]] | None = None
+        self._graph = Captured(self._work, pool)
+
+    def _work(self) -> None:
+        plan = RaggedAttention(self._device.rows, self._shape.reach, trees=self._shape.trees)
+        ids, positions = self._device.numbers
+        self._results = self._model.forward(ids, positions, plan, self._kv, None, self._shape.hidden)
+
+    def run(self, step: Step, group: int) -> tuple[Tensor, list[Tensor]]:
+        """Logits [T, V] and states [T, D], copied out of what the next step overwrites."""
+        count = len(step.ids)
+        self._host.rows.fill(step.spans, step.slots, self._kv.trash_slot, self._kv.page_size, group)
+        self._host.numbers.zero_()
+        self._host.numbers[0, :count] = torch.tensor(step.ids)
+        self._host.numbers[1, :count] = torch.tensor(step.positions)
+        self._device.rows.buffer.copy_(self._host.rows.buffer, non_blocking=True)
+        self._device.numbers.copy_(self._host.numbers, non_blocking=True)
+        self._graph.replay()
+        if self._results is None:
+            raise RuntimeError("a graph was replayed that was never captured")
+        logits, taps = self._results
+        return logits.clone(), [tap.clone() for tap in taps]
+
+
+class StepGraphs:
+    """All graphs of a target. Steps run one behind the other, so they share their memory."""
+
+    def __init__(self, model: StepModel, kv: KVBuffers) -> None:
+        self._model, self._kv = model, kv
+        self._group = max(1, model.config.num_attention_heads // model.spec.layers[0].heads)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[_Shape, _StepGraph] = {}
+
+    def run(self, step: Step, width: int, hidden: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Execute a decode step padded to ``width`` rows: logits [width, V], states [width, D]."""
+        blocks = count_blocks([span.count for span in step.spans], self._group)
+        end = max(span.end for span in step.spans)
+        limit = self._model.spec.max_len + self._kv.page_size
+        shape = _Shape(
+            width,
+            1 << (blocks - 1).bit_length(),
+            min(SHORT, limit) if end <= SHORT else limit,
+            any(span.words is not None for span in step.spans),
+            tuple(hidden),
+        )
+        graph = self._graphs.get(shape)
+        if graph is None:
+            graph = self._graphs[shape] = _StepGraph(self._model, self._kv, shape, self._pool)
+        return graph.run(step, self._group)
