@@ -42,18 +42,29 @@ AT_ONCE = tl.constexpr(16)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+LEAST_PAGE = 16
+"""The narrowest tile that the card's matrix units take."""
+
+LEAST_REACH = 1024
+"""Keys that a step which is not captured is laid out for at least."""
+
 
 def plan_ragged(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, group: int) -> RaggedAttention:
     """Attention of a step that is not captured. ``slots`` [T] on the device; ``group``: query heads of a key head at
-    most."""
+    most.
+
+    It is laid out for a power of two of keys: a kernel is compiled for each number of splits and scratch memory is kept
+    for each, so a prompt that grew by chunks would else compile and allocate anew with every chunk.
+    """
     tables = {id(span.table) for span in spans}
     blocks = count_blocks([span.count for span in spans], group)
     end = max((span.end for span in spans), default=1)
-    shape = RowShape(slots.shape[0], max(1, blocks), max(1, len(tables)), -(-end // kv.page_size))
+    reach = max(LEAST_REACH, 1 << (end - 1).bit_length())
+    shape = RowShape(slots.shape[0], max(1, blocks), max(1, len(tables)), reach // kv.page_size)
     host = RaggedRows.allocate(shape, "cpu", pinned=slots.is_cuda)
     host.fill(spans, (), 0, kv.page_size, group)
     rows = RaggedRows(shape, host.buffer.to(slots.device, non_blocking=True))
-    plan = RaggedAttention(rows, end, trees=any(span.words is not None for span in spans))
+    plan = RaggedAttention(rows, reach, trees=any(span.words is not None for span in spans), group=group)
     plan.slots = slots
     return plan
 
@@ -131,7 +142,8 @@ def _take_tile(m, total, acc, q, keys, values, seen, scale, softcap, CAP: tl.con
     return top, total, acc
 
 
-@triton.jit
+# What changes with a step's size is no constant: each new value would be compiled anew, in the middle of serving.
+@triton.jit(do_not_specialize=["window", "NB", "PAGES", "SPLITS"])
 def _ragged_kernel(
     q,
     kv,
@@ -149,8 +161,10 @@ def _ragged_kernel(
     softcap,
     window,
     plane,
+    q_row,
     NB,
     PAGES,
+    SPLITS,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     K_DIM: tl.constexpr,
@@ -159,7 +173,6 @@ def _ragged_kernel(
     K_BLOCK: tl.constexpr,
     V_BLOCK: tl.constexpr,
     PAGE: tl.constexpr,
-    SPLITS: tl.constexpr,
     LINES: tl.constexpr,
     WINDOW: tl.constexpr,
     CAP: tl.constexpr,
@@ -181,12 +194,14 @@ def _ragged_kernel(
     if WINDOW:
         begin = tl.maximum(begin, last - window + 1)
     tail = tl.load(tail_from + row, mask=real, other=1 << 30)
+    # Splits that a row has keys in: in those before, which the combination passes over, it need not take part.
+    within = (split >= _split_of(tl.maximum(begin, 0))) & (split <= _split_of(tl.maximum(last, 0)))
     # Keys that this program's rows read here: a tree's row reads by itself from the split in which its tail begins.
     own = _split_of(tl.minimum(tail, 1 << 28))
     if alone:
-        sees = real & (tail < (1 << 30)) & (split >= own) & (split <= _split_of(tl.maximum(last, 0))) & (last >= 0)
+        sees = real & (tail < (1 << 30)) & (split >= own) & within & (last >= 0)
     else:
-        sees = real & ((tail == (1 << 30)) | (split < own)) & (split <= _split_of(tl.maximum(last, 0))) & (last >= 0)
+        sees = real & ((tail == (1 << 30)) | (split < own)) & within & (last >= 0)
     wait_for_input(EARLY)
     if tl.max(sees.to(tl.int32), 0) == 0:
         return
@@ -196,7 +211,7 @@ def _ragged_kernel(
     high = tl.minimum(_start_of(split + 1), last_here + 1)
     at_k, at_v = tl.arange(0, K_BLOCK), tl.arange(0, V_BLOCK)
     lane = tl.load(lanes + start)
-    query = q + (row.to(tl.int64) * HEADS + head * GROUP + line % GROUP)[:, None] * K_DIM + at_k[None, :]
+    query = q + (row.to(tl.int64) * q_row + (head * GROUP + line % GROUP) * K_DIM)[:, None] + at_k[None, :]
     qs = tl.load(query, mask=sees[:, None] & (at_k < K_DIM)[None, :], other=0.0)
     keys_of = kv + head.to(tl.int64) * plane
     values_of = kv + (KV_HEADS + head).to(tl.int64) * plane
@@ -223,7 +238,7 @@ def _ragged_kernel(
     tl.store(partials + cell[:, None] * V_BLOCK + at_v[None, :], acc, mask=sees[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "SPLITS"])
 def _combine_kernel(
     out,
     positions,
@@ -232,10 +247,10 @@ def _combine_kernel(
     partials,
     sums,
     window,
+    SPLITS,
     HEADS: tl.constexpr,
     V_DIM: tl.constexpr,
     V_BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
     EARLY: tl.constexpr,
@@ -276,9 +291,11 @@ def _combine_kernel(
 class RaggedAttention:
     """``Attention`` (see ``attention.py``) over ``rows``. ``max_keys``: no row's position reaches it."""
 
-    def __init__(self, rows: RaggedRows, max_keys: int, *, trees: bool = True) -> None:
-        """``trees``: whether rows may have tails; without, no programs stand by for them."""
+    def __init__(self, rows: RaggedRows, max_keys: int, *, trees: bool = True, group: int = TILE_ROWS) -> None:
+        """``trees``: whether rows may have tails; without, no programs stand by for them. ``group``: that with which
+        ``rows`` was filled."""
         self.rows = rows
+        self._group = group
         self.slots = rows.slots.long()
         self._splits = count_splits(max_keys)
         self._trees = trees
@@ -299,6 +316,7 @@ class RaggedAttention:
         if not kernels_run(q):
             return ragged_reference(rows, kv, layer, q, scale, window, softcap, sinks)
         shape, buffer, (count, heads, _) = kv.shapes[layer], kv.layers[layer], q.shape
+        self._check(kv, heads, shape.heads, q)
         v_block, splits = triton.next_power_of_2(shape.v_dim), self._splits
         cells = count * heads * splits
         partials = Scratch.of(q.device).take("attention values", cells * v_block)
@@ -323,8 +341,10 @@ class RaggedAttention:
             0.0 if softcap is None else softcap,
             window or 0,
             buffer.stride(0),
+            q.stride(0),
             blocks,
             rows.shape.pages,
+            splits,
             HEADS=heads,
             KV_HEADS=shape.heads,
             K_DIM=shape.k_dim,
@@ -333,7 +353,6 @@ class RaggedAttention:
             K_BLOCK=triton.next_power_of_2(shape.k_dim),
             V_BLOCK=v_block,
             PAGE=kv.page_size,
-            SPLITS=splits,
             LINES=TILE_ROWS,
             WINDOW=window is not None,
             CAP=softcap is not None,
@@ -349,13 +368,31 @@ class RaggedAttention:
             partials,
             sums,
             window or 0,
+            splits,
             HEADS=heads,
             V_DIM=shape.v_dim,
             V_BLOCK=v_block,
-            SPLITS=splits,
             WINDOW=window is not None,
             SINKS=sinks is not None,
             num_warps=1,
             **options,
         )
         return out
+
+    def _check(self, kv: KVBuffers, heads: int, kv_heads: int, q: Tensor) -> None:
+        """Raises ValueError where the kernel would read what it was not laid out for."""
+        if heads % kv_heads or heads // kv_heads > self._group:
+            raise ValueError(
+                f"ragged attention: {heads} query heads over {kv_heads} key heads, but blocks are cut for groups of at "
+                f"most {self._group}; fill the rows with the largest group of any layer"
+            )
+        if kv.page_size < LEAST_PAGE or kv.page_size & (kv.page_size - 1):
+            raise ValueError(
+                f"ragged attention: page_size {kv.page_size}, expected a power of two from {LEAST_PAGE} on: a page is "
+                "one tile of keys"
+            )
+        if q.dtype != kv.dtype or q.stride()[1:] != (q.shape[2], 1):
+            raise ValueError(
+                f"ragged attention: queries are {q.dtype} with strides {q.stride()}, expected {kv.dtype}, as the keys "
+                "are, and a row's heads one behind the other"
+            )

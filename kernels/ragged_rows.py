@@ -63,8 +63,8 @@ class RaggedRows:
     ``slots`` [T]: where each row's KV goes. ``positions`` [T]: the last key that a row sees, counted along its own
     path; -1: it attends to nothing and comes out as zeros. ``first`` [T]: keys before this one are not seen. ``lanes``
     [T]: its row of ``tables`` [B, P]. ``tail_from`` [T], ``tails`` [T, TAIL]: keys from there on stand at these slots
-    instead; FAR where there are none. ``block_row``, ``block_count`` [NB]: rows of one lane that lie side by side; count
-    0: nothing.
+    instead; FAR where there are none. ``block_row``, ``block_count`` [NB]: rows of one lane that lie side by side;
+    count 0: nothing.
     """
 
     slots: Tensor

@@ -108,7 +108,7 @@ def _finish_slices(
     return total, last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _product_kernel(
     x,
     weight,

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "wire": LEAVES,
     "text": LEAVES,
     "policy": LEAVES | {"config"},
+    "gate": LEAVES | {"config", "policy"},
     "kernels": set(),
     "models": LEAVES | {"kernels"},
     "sampling": LEAVES | {"kernels"},
@@ -38,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Room -> rooms that its code may import when it runs. Every room may import itself and ``specproxy``."""
 
-LIGHT = ["vocabulary", "errors", "alignment", "backend", "config", "wire", "text", "policy", "server"]
+LIGHT = ["vocabulary", "errors", "alignment", "backend", "config", "wire", "text", "policy", "gate", "server"]
 """Rooms that must start fast and small."""
 
 HEAVY = {"torch", "transformers", "triton", "safetensors"}

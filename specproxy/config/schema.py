@@ -20,7 +20,9 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
     ``kv_memory``: bytes, or text such as "512MB" or "2GB". ``exactness``: "auto" takes the best rung that the start-up
     self-test proves; "numeric" skips the padding that bitwise equality needs. ``compile``: "auto" runs a small bf16
-    model of the Llama family on CPU in compiled code, where there is a C++ compiler; "off" never does.
+    model of the Llama family on CPU in compiled code, where there is a C++ compiler; "off" never does. ``grow``: the
+    large shape that a small Llama is grown into without changing what it computes, to measure what that shape costs:
+    llama-3-8b, llama-3-70b.
     """
 
     path: str = "house"
@@ -37,6 +39,7 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     exactness: Literal["auto", "numeric"] = "auto"
     compile: Literal["auto", "off"] = "auto"
     trust_remote_code: bool = False
+    grow: str = ""
 
 
 class DrafterConfig(Struct, forbid_unknown_fields=False, kw_only=True):

@@ -126,6 +126,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         max_len=None if wanted.max_model_len == "auto" else wanted.max_model_len,
         path_kind=wanted.path_kind,
         trust_remote_code=wanted.trust_remote_code,
+        grow=wanted.grow,
     )
     model, rules = proven_path(model, PAGE_SIZE, threads, wanted, progress)
     num_pages = count_pages(wanted, model.spec, PAGE_SIZE)

@@ -27,7 +27,7 @@ SHORT = 4096
 
 
 class Captured:
-    """Work captured once and replayed. ``work`` runs twice before, which compiles kernels and takes memory; ``pool``: the
+    """Work captured once and replayed. ``work`` runs twice before, which compiles kernels and takes memory; ``pool``:
     memory that graphs share (torch.cuda.graph_pool_handle)."""
 
     def __init__(self, work: Callable[[], None], pool: Any) -> None:
@@ -79,6 +79,7 @@ class _StepGraph:
             RaggedRows.allocate(rows, device), torch.zeros(2, shape.rows, dtype=torch.int64, device=device)
         )
         self._device.rows.slots.fill_(kv.trash_slot)
+        self._copied = torch.cuda.Event()
         self._results: tuple[Tensor, list[Tensor]] | None = None
         self._graph = Captured(self._work, pool)
 
@@ -90,12 +91,14 @@ class _StepGraph:
     def run(self, step: Step, group: int) -> tuple[Tensor, list[Tensor]]:
         """Logits [T, V] and states [T, D], copied out of what the next step overwrites."""
         count = len(step.ids)
+        self._copied.synchronize()  # the host may be ahead: what it wrote last must have left before it writes again
         self._host.rows.fill(step.spans, step.slots, self._kv.trash_slot, self._kv.page_size, group)
         self._host.numbers.zero_()
         self._host.numbers[0, :count] = torch.tensor(step.ids)
         self._host.numbers[1, :count] = torch.tensor(step.positions)
         self._device.rows.buffer.copy_(self._host.rows.buffer, non_blocking=True)
         self._device.numbers.copy_(self._host.numbers, non_blocking=True)
+        self._copied.record()
         self._graph.replay()
         if self._results is None:
             raise RuntimeError("a graph was replayed that was never captured")

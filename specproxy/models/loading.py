@@ -64,8 +64,10 @@ def load_model(
     max_len: int | None = None,
     path_kind: str = "auto",
     trust_remote_code: bool = False,
+    grow: str = "",
 ) -> tuple[StepModel, Path]:
     """A StepModel and its folder. ``path_kind``: "fused", "transformers", or "auto" (fused where it is exact).
+    ``grow``: the large shape that it is grown into (``grown/``).
 
     Raises ModelLoadError with one message for the user.
     """
@@ -74,10 +76,16 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     stock = _load_stock(folder, path, config, dtype, device, trust_remote_code)
+    identity = fingerprint(folder)
+    if grow:
+        from specproxy.models.grown.target import grown_stock
+
+        grown = grown_stock(stock, folder, grow)
+        stock, identity = grown.model, grown.fingerprint
     fuse = path_kind != "transformers" and can_fuse(stock.config)
     if path_kind == "fused" and not fuse:
         raise ModelLoadError(f"{path}: the fused path does not cover model type {config.model_type}; use auto")
-    spec = _describe(stock, folder, device, max_len, "fused" if fuse else "transformers")
+    spec = _describe(stock, folder, device, max_len, "fused" if fuse else "transformers", identity)
     try:
         model: StepModel = _fused(stock, spec) if fuse else GenericModel(stock, spec)
     except torch.OutOfMemoryError as error:
@@ -147,7 +155,7 @@ def _has_sdpa(config: Any) -> bool:
         return False
 
 
-def _describe(stock: Any, folder: Path, device: str, max_len: int | None, path_kind: str) -> ModelSpec:
+def _describe(stock: Any, folder: Path, device: str, max_len: int | None, path_kind: str, identity: str) -> ModelSpec:
     config = stock.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -165,7 +173,7 @@ def _describe(stock: Any, folder: Path, device: str, max_len: int | None, path_k
         dtype=stock.dtype,
         device=device,
         layers=tuple(LayerShape(kv_heads, width, width) for _ in range(config.num_hidden_layers)),
-        fingerprint=fingerprint(folder),
+        fingerprint=identity,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
     )
 

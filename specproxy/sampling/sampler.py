@@ -31,9 +31,9 @@ from specproxy.vocabulary import SamplingParams, TokenLogprob
 class Sampler:
     """The sampling state of one sequence: its parameters, its noise and what its committed text does to its logits.
 
-    ``plain_greedy``: the token is the argmax of the raw logits, whatever the history. ``needs_history``: the path to a
-    node changes its logits; where false a row's ``path`` is ignored. ``edits``: masks, penalties or bias may change
-    logits. ``num_output``: committed output tokens.
+    ``seed``, ``choice``: keys of the noise. ``plain_greedy``: the token is the argmax of the raw logits, whatever the
+    history. ``needs_history``: the path to a node changes its logits; where false a row's ``path`` is ignored.
+    ``edits``: masks, penalties or bias may change logits. ``num_output``: committed output tokens.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class Sampler:
         Raises InvalidRequest where a biased id is not in the vocabulary, or min_tokens leaves no token to choose.
         """
         self.params = params
+        self.seed = seed
+        self.choice = choice
         self.vocab_size = vocab_size
         self.cut = Cut(params.temperature, params.top_k, params.top_p, params.min_p)
         self.noise = Noise(seed, choice, vocab_size, device) if params.temperature > 0 else None
@@ -173,15 +175,29 @@ def token_logprobs(
 
 def _winners(logits: torch.Tensor, rows: Sequence[Row], count: int, *, coupled: bool = True) -> list[Winners]:
     """The best ids of each row, with their scores; without the noise where not ``coupled``."""
-    x = _float_rows(logits, rows)
-    if x.device.type == "cpu":
+    if logits.is_cuda and count <= 2 and coupled:
+        found = _drawn(logits, rows, count)
+    elif logits.device.type == "cpu":
+        x = _float_rows(logits, rows)
         found = [_winners_on_host(x_row, row, count, coupled) for x_row, row in zip(x.numpy(), rows, strict=True)]
     else:
-        found = _winners_on_device(x, rows, count, coupled)
+        found = _winners_on_device(_float_rows(logits, rows), rows, count, coupled)
     for row, best in zip(rows, found, strict=True):
         if best.scores[0] == -math.inf:
             best.ids[0] = row.sampler.lowest_allowed(row.path)
     return found
+
+
+def _drawn(logits: torch.Tensor, rows: Sequence[Row], count: int) -> list[Winners]:
+    """Rows on a GPU by its kernels; those that a mask, penalty or bias changes visit the host before."""
+    from specproxy.sampling.on_device import winners_of
+
+    if any(row.sampler.edits for row in rows):
+        logits = _float_rows(logits, rows).clone()
+        for i, (sampler, path, _) in enumerate(rows):
+            if sampler.edits:
+                logits[i] = torch.from_numpy(sampler.process(logits[i].cpu().numpy(), path)).to(logits.device)
+    return winners_of(logits, rows, count)
 
 
 def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool = True) -> Winners:
@@ -193,7 +209,8 @@ def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool = True) 
 
 
 def _winners_on_device(x: torch.Tensor, rows: Sequence[Row], count: int, coupled: bool = True) -> list[Winners]:
-    """All rows on another device by the torch reference; rows that a mask, penalty or bias changes visit the host."""
+    """All rows on another device, or what its kernels do not find, by the torch reference; rows that a mask, penalty or
+    bias changes visit the host."""
     x, noise = x.clone(), torch.zeros_like(x)
     for i, (sampler, path, position) in enumerate(rows):
         if sampler.edits:

@@ -1,0 +1,142 @@
+"""Evidence against rules: what is proven, what is not, and what a promotion still lacks.
+
+False promotion: the goal and every margin must each be proven, so a candidate that misses one of them passes that one
+with a probability of alpha at most (Berger's intersection-union test); where two places may prove a margin, each has
+half of alpha. False rejection: any one proof of harm rejects, so alpha is divided among all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
+
+from msgspec import Struct
+
+from specproxy.gate.evidence import Comparison, Evidence
+from specproxy.gate.rules import ALPHA, SUSPECT_ALPHA, Rules
+from specproxy.gate.statistics import Mean, Verdict
+
+Place = Literal["audit", "shadow", "live"]
+
+SPEED, COST, MISMATCHES, ENGINE_ERRORS = "speed", "cost", "mismatches", "engine_errors"
+
+
+class Finding(Struct, frozen=True, omit_defaults=True):
+    """One metric in one place. ``estimate``: speed, cost and tails as ratio candidate to control, less 1; rates as
+    difference; mismatches as share; with ``low`` and ``high`` at 95 % where it is a mean. ``suspect``: harm is likely,
+    not proven. ``candidate`` and ``control``: observations of each arm (pairs count in both)."""
+
+    metric: str
+    place: Place
+    verdict: Verdict
+    suspect: bool = False
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    candidate: int = 0
+    control: int = 0
+
+    def __str__(self) -> str:
+        seen = "" if self.estimate is None else f" {self.estimate:+.2%}"
+        between = "" if self.low is None or self.high is None else f" ({self.low:+.2%} to {self.high:+.2%})"
+        return f"{self.metric} ({self.place}){seen}{between}, n = {self.candidate}"
+
+
+class Assessment(Struct, frozen=True):
+    """Every finding, as it was when the gate looked. It is the evidence that the audit log keeps."""
+
+    findings: tuple[Finding, ...]
+
+    def failed(self) -> tuple[Finding, ...]:
+        """Proofs of harm."""
+        return tuple(finding for finding in self.findings if finding.verdict == "fail")
+
+    def suspects(self) -> tuple[Finding, ...]:
+        """Likely harm in live traffic."""
+        return tuple(finding for finding in self.findings if finding.suspect and finding.place == "live")
+
+    def of(self, metric: str, place: Place | None = None) -> tuple[Finding, ...]:
+        """The findings of one metric, in one place or in all."""
+        return tuple(f for f in self.findings if f.metric == metric and place in (None, f.place))
+
+    def incorrect(self) -> tuple[Finding, ...]:
+        """Proofs that answers are wrong or the engine fails, whatever the speed."""
+        return tuple(finding for finding in self.failed() if finding.metric in (MISMATCHES, ENGINE_ERRORS))
+
+    def lacking_for_canary(self) -> list[str]:
+        """What is not proven yet before users may be served: correctness, and the goal in shadow."""
+        return [*self._unproven(MISMATCHES, "audit"), *self._unproven(SPEED, "shadow")]
+
+    def lacking_for_active(self, rules: Rules) -> list[str]:
+        """What is not proven yet before the candidate may take over: the goal in live traffic, and every margin in one
+        of the two places. A rate that never occurred is not asked for."""
+        lacking = [*self.lacking_for_canary(), *self._unproven(SPEED, "live")]
+        for metric in (COST, *rules.tail_margins, *rules.rate_margins):
+            verdicts = {finding.verdict for finding in self.of(metric)}
+            if "pass" in verdicts or (metric in rules.rate_margins and verdicts == {"absent"}):
+                continue
+            lacking.append("; ".join(str(finding) for finding in self.of(metric)))
+        return lacking
+
+    def _unproven(self, metric: str, place: Place) -> list[str]:
+        return [str(finding) for finding in self.of(metric, place) if finding.verdict != "pass"]
+
+
+def assess(evidence: Evidence, rules: Rules) -> Assessment:
+    """Judge everything that was observed."""
+    mismatches = evidence.mismatches
+    audited = mismatches.clean + mismatches.hard
+    share = mismatches.hard / audited if audited else None
+    audit = Finding(MISMATCHES, "audit", mismatches.verdict, estimate=share, candidate=audited)
+    return Assessment((audit, *_compare(evidence.shadow, "shadow", rules), *_compare(evidence.live, "live", rules)))
+
+
+def _compare(seen: Comparison, place: Place, rules: Rules) -> Iterator[Finding]:
+    """The findings of one place."""
+    errors: Verdict = "fail" if seen.engine_errors else "pass" if seen.num_candidate else "absent"
+    yield Finding(ENGINE_ERRORS, place, errors, candidate=seen.num_candidate, control=seen.num_control)
+    yield _mean_finding(SPEED, place, seen.speed, rules.least_log_gain, rules, higher_is_better=True)
+    yield _mean_finding(COST, place, seen.cost, math.log1p(rules.cost_margin), rules, higher_is_better=False)
+    for name, tail in seen.tails.items():
+        verdict, suspect = _judge(rules, partial(tail.verdict, rules.pass_alpha))
+        ratio = tail.ratio()
+        estimate = None if ratio is None else ratio - 1
+        yield Finding(name, place, verdict, suspect, estimate, None, None, tail.num_candidate, tail.num_control)
+    for name, rate in seen.rates.items():
+        verdict, suspect = _judge(rules, partial(rate.verdict, rules.rate_margins[name], rules.pass_alpha))
+        estimate = rate.difference if rate.candidate and rate.control else None
+        yield Finding(name, place, verdict, suspect, estimate, None, None, rate.candidate, rate.control)
+
+
+def _mean_finding(
+    metric: str, place: Place, mean: Mean, bound: float, rules: Rules, *, higher_is_better: bool
+) -> Finding:
+    """A mean of log ratios against the bound that it must keep above or below."""
+    pass_alpha = ALPHA if metric == SPEED else rules.pass_alpha
+
+    def judge(alpha: float) -> Verdict:
+        if not mean.n:
+            return "absent"
+        if mean.n < rules.min_samples:
+            return "open"
+        above = mean.lower(pass_alpha if higher_is_better else alpha) > bound
+        below = mean.upper(alpha if higher_is_better else pass_alpha) < bound
+        if not above and not below:
+            return "open"
+        return "pass" if above == higher_is_better else "fail"
+
+    verdict, suspect = _judge(rules, judge)
+    if mean.n < 2:
+        return Finding(metric, place, verdict, candidate=mean.n, control=mean.n)
+    low, high = (math.expm1(end) if math.isfinite(end) else None for end in mean.interval(ALPHA))
+    return Finding(metric, place, verdict, suspect, math.expm1(mean.mean), low, high, mean.n, mean.n)
+
+
+def _judge(rules: Rules, judge: Callable[[float], Verdict]) -> tuple[Verdict, bool]:
+    """The verdict, and whether harm is likely: ``judge`` is given the error probability for a proof of harm."""
+    verdict = judge(SUSPECT_ALPHA)
+    if verdict != "fail":
+        return verdict, False
+    return judge(rules.fail_alpha), True
