@@ -13,7 +13,8 @@ HIDDEN_ROWS = ("o_proj", "down_proj", "fc", "input_proj", "linear")
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a Llama model. ``tied``: embedding and output share a matrix. ``draft_vocab``: tokens that an EAGLE-3
-    head for it guesses among; such a head is as wide as its target, as published for the 8B and the 70B."""
+    head for it guesses among; such a head is as wide as its target, as published for the 8B (the 70B's has
+    another width)."""
 
     hidden: int
     intermediate: int
