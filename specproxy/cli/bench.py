@@ -40,11 +40,13 @@ from specproxy.cli.bench_setup import (
     openvino_setup,
     plot_file,
     progress_bar,
+    scaled,
     start_config,
 )
 from specproxy.config.flags import add_config_flags
 from specproxy.config.schema import StartConfig
 from specproxy.errors import StartError
+from specproxy.models.grown.shapes import DRAFTS
 
 DESCRIPTION = """\
 Answers every prompt with speculation off and on, one right after the other in alternating order, over HTTP, and
@@ -84,6 +86,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--all-drafters", action="store_true", help="every kind of drafter of the bundled model, the arms with them"
     )
     parser.add_argument("--k", type=count, metavar="N", help="levels drafted by the arms of --all-drafters, but auto")
+    parser.add_argument(
+        "--scale",
+        metavar="SHAPE",
+        choices=sorted(DRAFTS),
+        help="grow the target, its heads and draft models into a large model's shape: real text and acceptance at its "
+        f"cost; one of {', '.join(sorted(DRAFTS))}",
+    )
     _add_peers(parser)
     _add_studies(parser)
     add_config_flags(parser)
@@ -119,7 +128,7 @@ def run_command(args: argparse.Namespace) -> int:
     outcome = asyncio.run(_measure(args, plan, config, progress))
     summaries = summarise(outcome.results, plan.arms, exact=is_exact(outcome.facts))
     add_memory(summaries, plan.arms, drafters_of(outcome.facts))
-    said = [method(plan), *notes(outcome.facts)]
+    said = [*scaled(config), method(plan), *notes(outcome.facts)]
     if args.markdown:
         console.print(markdown(summaries, said), markup=False, highlight=False, soft_wrap=True)
     else:
@@ -132,10 +141,14 @@ def run_command(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse combinations that would measure something else than was asked for. Raises StartError."""
     others = args.peers or args.openvino or args.openvino_python
-    local = [name for name in ("peers", "overhead", "sweep", "coupling", "all_drafters") if getattr(args, name)]
+    local = [
+        name for name in ("peers", "overhead", "sweep", "coupling", "all_drafters", "scale") if getattr(args, name)
+    ]
     if args.url and (local or others):
         flag = local[0] if local else "openvino"
         raise StartError(f"--{flag.replace('_', '-')} loads the model itself; leave --url out")
+    if args.scale and others:
+        raise StartError("--scale grows our own target, which other libraries do not run; leave one of the two out")
     if args.k is not None and (args.arms is not None or not args.all_drafters):
         raise StartError("--k goes with --all-drafters alone; an arm says its own: DRAFTER;k=N")
     if others and (args.concurrency or 1) > 1:

@@ -16,7 +16,7 @@ from specproxy.bench.plot import check_can_draw, draw
 from specproxy.bench.report import faults
 from specproxy.bench.session import Plan, machine_notes, own_servers
 from specproxy.bench.summary import CategorySummary
-from specproxy.cli.bench_setup import names, progress_bar
+from specproxy.cli.bench_setup import names, progress_bar, scaled
 from specproxy.config.schema import StartConfig
 from specproxy.errors import StartError
 
@@ -73,7 +73,7 @@ def _sweep(
         progress_console, measurements(plan, chosen), lambda done: run_sweep(plan, engine, chosen, done)
     )
     draw(sweep, args.plot)
-    notes = [f"{_method(plan)}; the picture is {args.plot}", *machine_notes(sweep.facts)]
+    notes = [*scaled(config), f"{_method(plan)}; the picture is {args.plot}", *machine_notes(sweep.facts)]
     _print(args, console, best_sizes(sweep), notes, sweep.categories)
     if args.json:
         print(sweep.to_json())
@@ -95,7 +95,7 @@ def _coupling(
         "right: share of the target's own tokens guessed one position ahead on the same logits; rejection: what "
         "rejection sampling would accept there; K as the controller chooses unless the arm fixes it"
     )
-    notes = [_method(plan), meaning, *machine_notes(coupling.facts)]
+    notes = [*scaled(config), _method(plan), meaning, *machine_notes(coupling.facts)]
     _print(args, console, coupling_table(coupling), notes, coupling.categories)
     if args.json:
         print(coupling.to_json())

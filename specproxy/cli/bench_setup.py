@@ -18,6 +18,7 @@ from specproxy.bench.peers import Peer, Peers, peer_arms
 from specproxy.config.flags import config_file, flag_settings
 from specproxy.config.load import load_start_config
 from specproxy.config.schema import StartConfig
+from specproxy.models.grown.shapes import DRAFTS
 
 
 def start_config(args: argparse.Namespace) -> StartConfig:
@@ -26,6 +27,26 @@ def start_config(args: argparse.Namespace) -> StartConfig:
     Raises ConfigError.
     """
     file, settings = config_file(args, os.environ), flag_settings(args)
+    if args.scale:
+        settings["model.grow"] = args.scale
+    config = _start_config(args, file, settings)
+    for drafter in config.drafters.values() if args.scale else ():
+        if drafter.type == "draft_model":
+            drafter.options.setdefault("grow", DRAFTS[args.scale])
+    return config
+
+
+def scaled(config: StartConfig | None) -> list[str]:
+    """What numbers of a grown target are, for people."""
+    if config is None or not config.model.grow:
+        return []
+    return [
+        f"cost-scaled: {config.model.path} in the shape of {config.model.grow}; every byte of that shape's weights is "
+        "read, text and acceptance are the small model's"
+    ]
+
+
+def _start_config(args: argparse.Namespace, file: Path | None, settings: dict[str, object]) -> StartConfig:
     bundled = args.all_drafters or args.sweep or args.coupling
     if not bundled or file is not None or "drafters" in settings:
         return load_start_config(file, os.environ, settings)

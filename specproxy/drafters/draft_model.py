@@ -40,13 +40,15 @@ DEFAULT_MAX_K = 12
 
 class DraftModelOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """``path``: a model folder, a Hugging Face id, or "house". ``max_k``: longest chain drafted. ``compile``: "auto"
-    compiles the steps of a small model on CPU where there is a C++ compiler, "off" never does. ``draw``: see Draw."""
+    compiles the steps of a small model on CPU where there is a C++ compiler, "off" never does. ``draw``: see Draw.
+    ``grow``: the shape that it is grown into, as the target's ``model.grow``."""
 
     path: str
     max_k: int = DEFAULT_MAX_K
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     compile: Literal["auto", "off"] = "auto"
     draw: Draw = "coupled"
+    grow: str = ""
 
 
 def few_widths(rows: int) -> int:
@@ -201,7 +203,7 @@ def _progress(row: DraftRow) -> _Progress:
 def load(name: str, options: Options, host: Host) -> DraftModel:
     """The loader of type ``draft_model``. Raises ModelLoadError where tokenizers differ."""
     chosen = read_options(DraftModelOptions, name, "draft_model", options)
-    model, folder = load_model(chosen.path, "draft", dtype=chosen.dtype, device=host.device)
+    model, folder = load_model(chosen.path, "draft", dtype=chosen.dtype, device=host.device, grow=chosen.grow)
     spec = model.spec
     if tokenizer_hash(folder) != host.tokenizer:
         raise ModelLoadError(
@@ -212,6 +214,6 @@ def load(name: str, options: Options, host: Host) -> DraftModel:
     compiled, native = None, None
     if chosen.compile == "auto":
         native = native_model(model, host.progress)
-    if chosen.compile == "auto" and native is None:
+    if chosen.compile == "auto" and native is None and not chosen.grow:
         compiled = compiled_step(chosen.path, chosen.dtype, model, kv, host.progress)
     return DraftModel(name, native or model, kv, compiled, host, chosen.max_k, chosen.draw)

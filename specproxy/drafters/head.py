@@ -68,6 +68,7 @@ class HeadDrafter:
         self._pages = pages
         self._vocab_size = vocab_size
         self._modules = spec.steps or 1
+        self._ids, self._known = known_ids(spec.ids, vocab_size)
         self._weight_bytes = weight_bytes
         self._grower = Grower(self, draw)
 
@@ -199,11 +200,22 @@ class HeadDrafter:
 
     def _logits(self, features: Tensor, module: int) -> Tensor:
         """Scores [N, V] over the target's ids; -inf where the head has no such token."""
-        logits, ids = self._head.logits(features, module), self._head.spec.ids
-        if ids is None:
+        logits = self._head.logits(features, module)
+        if self._ids is None:
             return logits
+        if self._known is not None:
+            logits = logits.index_select(1, self._known)
         wide = logits.new_full((logits.shape[0], self._vocab_size), float("-inf"))
-        return wide.index_copy_(1, ids, logits)
+        return wide.index_copy_(1, self._ids, logits)
+
+
+def known_ids(ids: Tensor | None, vocab_size: int) -> tuple[Tensor | None, Tensor | None]:
+    """Of a head's ``ids`` [Vd] those that the tokenizer knows, and where they are, ``None`` where that is everywhere: a
+    head's vocabulary may reach into the padding of the target's."""
+    if ids is None or bool((ids < vocab_size).all()):
+        return ids, None
+    known = (ids < vocab_size).nonzero()[:, 0]
+    return ids[known], known
 
 
 def _progress(row: DraftRow) -> HeadRow:

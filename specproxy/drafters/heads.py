@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 from msgspec import Struct
@@ -16,9 +18,11 @@ from specproxy.drafters.registry import Host, Options, read_options
 from specproxy.drafters.trial import REFUSE, try_readings
 from specproxy.errors import ConfigError, ModelLoadError
 from specproxy.heads.base import Kind, ParallelHead, RecurrentHead
-from specproxy.heads.loading import LoadedHead, read_head
+from specproxy.heads.loading import AS_FOUND, LoadedHead, read_head
 from specproxy.heads.readings import Overrides
 from specproxy.kernels.paged import KVBuffers
+from specproxy.models.grown.heads import grow_head
+from specproxy.models.grown.shapes import find_shape
 from specproxy.models.loading import BUNDLED, find_model
 
 DEFAULT_MAX_K = 8
@@ -84,13 +88,26 @@ def load_medusa(name: str, options: Options, host: Host) -> MedusaDrafter:
 def _read(name: str, kind: Kind, path: str, host: Host, overrides: Overrides | None = None) -> LoadedHead:
     """The head at ``path``. Raises ModelLoadError where it is of another kind."""
     where = str(_bundled(kind)) if path == BUNDLED else path
-    loaded = read_head(where, host.target) if overrides is None else read_head(where, host.target, overrides)
+    chosen = AS_FOUND if overrides is None else overrides
+    loaded = _read_grown(where, host, chosen) if host.target.grown else read_head(where, host.target, chosen)
     found = loaded.head.spec.kind
     if found != kind:
         raise ModelLoadError(f"drafters.{name}: {path} holds a head of type {found}; expected {kind}")
     for warning in loaded.warnings:
         host.progress(f"drafters.{name}: {warning}")
     return loaded
+
+
+def _read_grown(where: str, host: Host, overrides: Overrides) -> LoadedHead:
+    """The head of the small target that ``host``'s was grown from, grown alike. Raises ModelLoadError."""
+    target = host.target
+    if not Path(where).is_dir():
+        raise ModelLoadError(f"{where}: no such folder; a head is grown (model.grow) from a folder on this machine")
+    small = json.loads((target.folder / "config.json").read_text("utf-8"))
+    with TemporaryDirectory(prefix="specproxy-grown-") as folder:
+        grown = grow_head(Path(where), small, find_shape(target.grown), target.device, target.dtype)
+        grown.write(Path(folder))
+        return read_head(folder, target, overrides)
 
 
 def _bundled(kind: Kind) -> Path:

@@ -96,10 +96,14 @@ def agreement(head: Head, texts: Sequence[OwnText], vocab_size: int) -> float:
         first, last = text.start - 1, len(text.tokens) - 2
         if last <= first:
             continue
-        logits = _first_guesses(head, text)[first:last, :vocab_size]
+        logits, ids = _first_guesses(head, text)[first:last], head.spec.ids
+        if ids is None:
+            logits = logits[:, :vocab_size]
+        else:
+            logits = logits.masked_fill(ids >= vocab_size, float("-inf"))
         guesses = logits.argmax(-1)
-        if head.spec.ids is not None:
-            guesses = head.spec.ids[guesses]
+        if ids is not None:
+            guesses = ids[guesses]
         expected = torch.tensor(text.tokens[first + 2 : last + 2], device=guesses.device)
         right += int((guesses == expected).sum())
         total += last - first

@@ -140,7 +140,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         max_model_len=model.spec.max_len,
         device=model.spec.device,
         tokenizer=tokenizer_hash(folder),
-        target=_facts(model, folder),
+        target=_facts(model, folder, wanted.grow),
         model=model,
         kv=kv,
         num_pages=num_pages,
@@ -169,7 +169,7 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
     return assembled
 
 
-def _facts(model: StepModel, folder: Path) -> TargetFacts:
+def _facts(model: StepModel, folder: Path, grown: str) -> TargetFacts:
     """What heads share with the target."""
     spec = model.spec
     return TargetFacts(
@@ -182,5 +182,6 @@ def _facts(model: StepModel, folder: Path) -> TargetFacts:
         vocab_size=spec.vocab_size,
         dtype=spec.dtype,
         device=spec.device,
+        grown=grown,
         code=model.code if isinstance(model, NativeModel) else None,
     )

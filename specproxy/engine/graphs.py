@@ -20,7 +20,7 @@ from specproxy.engine.step import Step
 from specproxy.kernels.paged import KVBuffers
 from specproxy.kernels.ragged_attention import RaggedAttention
 from specproxy.kernels.ragged_rows import RaggedRows, RowShape, count_blocks
-from specproxy.models.base import StepModel
+from specproxy.models.base import StepModel, query_group
 
 SHORT = 4096
 """Contexts up to here have graphs of their own, with fewer programs that stand by for keys far away."""
@@ -67,8 +67,8 @@ class _Feed:
 class _StepGraph:
     """One shape's graph with its buffers. Every row's logits are computed: the head reads its weight once for all."""
 
-    def __init__(self, model: StepModel, kv: KVBuffers, shape: _Shape, pool: Any) -> None:
-        self._model, self._kv, self._shape = model, kv, shape
+    def __init__(self, model: StepModel, kv: KVBuffers, shape: _Shape, group: int, pool: Any) -> None:
+        self._model, self._kv, self._shape, self._group = model, kv, shape, group
         rows = RowShape(shape.rows, shape.blocks, shape.blocks, -(-shape.reach // kv.page_size))
         device = model.spec.device
         self._host = _Feed(
@@ -84,15 +84,15 @@ class _StepGraph:
         self._graph = Captured(self._work, pool)
 
     def _work(self) -> None:
-        plan = RaggedAttention(self._device.rows, self._shape.reach, trees=self._shape.trees)
+        plan = RaggedAttention(self._device.rows, self._shape.reach, trees=self._shape.trees, group=self._group)
         ids, positions = self._device.numbers
         self._results = self._model.forward(ids, positions, plan, self._kv, None, self._shape.hidden)
 
-    def run(self, step: Step, group: int) -> tuple[Tensor, list[Tensor]]:
+    def run(self, step: Step) -> tuple[Tensor, list[Tensor]]:
         """Logits [T, V] and states [T, D], copied out of what the next step overwrites."""
         count = len(step.ids)
         self._copied.synchronize()  # the host may be ahead: what it wrote last must have left before it writes again
-        self._host.rows.fill(step.spans, step.slots, self._kv.trash_slot, self._kv.page_size, group)
+        self._host.rows.fill(step.spans, step.slots, self._kv.trash_slot, self._kv.page_size, self._group)
         self._host.numbers.zero_()
         self._host.numbers[0, :count] = torch.tensor(step.ids)
         self._host.numbers[1, :count] = torch.tensor(step.positions)
@@ -111,7 +111,7 @@ class StepGraphs:
 
     def __init__(self, model: StepModel, kv: KVBuffers) -> None:
         self._model, self._kv = model, kv
-        self._group = max(1, model.config.num_attention_heads // model.spec.layers[0].heads)
+        self._group = query_group(model)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[_Shape, _StepGraph] = {}
 
@@ -129,5 +129,5 @@ class StepGraphs:
         )
         graph = self._graphs.get(shape)
         if graph is None:
-            graph = self._graphs[shape] = _StepGraph(self._model, self._kv, shape, self._pool)
-        return graph.run(step, self._group)
+            graph = self._graphs[shape] = _StepGraph(self._model, self._kv, shape, self._group, self._pool)
+        return graph.run(step)

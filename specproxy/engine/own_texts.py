@@ -38,11 +38,14 @@ def write_own_texts(runner: Runner, folder: Path, page_size: int) -> list[OwnTex
     texts = []
     for i, prompt in enumerate(prompts):
         first = KVBuffers.RESERVED_PAGES + i * pages
-        texts.append(_write(alone, prompt[: length - 1], list(range(first, first + pages)), length, hidden))
+        table = list(range(first, first + pages))
+        texts.append(_write(alone, prompt[: length - 1], table, length, hidden, tokenizer.get_vocab_size()))
     return texts
 
 
-def _write(runner: Runner, prompt: list[int], table: list[int], length: int, hidden: tuple[int, ...]) -> OwnText:
+def _write(
+    runner: Runner, prompt: list[int], table: list[int], length: int, hidden: tuple[int, ...], vocab: int
+) -> OwnText:
     tokens, rows = list(prompt), runner.rules.prefill_rows
     states: dict[int, list[torch.Tensor]] = {i: [] for i in hidden}
     logits = None
@@ -53,7 +56,7 @@ def _write(runner: Runner, prompt: list[int], table: list[int], length: int, hid
         for i, tap in zip(hidden, taps, strict=True):
             states[i].append(tap[: end - base])
     while logits is not None:
-        tokens.append(int(logits[0].argmax()))
+        tokens.append(int(logits[0, :vocab].argmax()))
         if len(tokens) >= length:
             break
         step = Step("decode")

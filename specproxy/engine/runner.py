@@ -17,7 +17,7 @@ from specproxy.engine.step import Step
 from specproxy.engine.threads import Threads
 from specproxy.kernels.paged import KVBuffers
 from specproxy.kernels.plan import plan_attention
-from specproxy.models.base import StepModel
+from specproxy.models.base import StepModel, query_group
 from specproxy.vocabulary import Exactness
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Runner:
         self.kv = kv
         self.rules = rules
         self.threads = threads
-        self._group = max(1, model.config.num_attention_heads // model.spec.layers[0].heads)
+        self._group = query_group(model)
         self._graphs = graphs or _graphs(model, kv)
 
     def under(self, rules: Rules) -> Runner:

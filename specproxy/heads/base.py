@@ -34,7 +34,8 @@ class TargetFacts:
 
     ``embed``: ids [T] -> [T, D]. ``head``: states behind the final norm [N, D] -> logits [N, V]. ``config``: the
     target's transformers configuration (its text part). ``folder``: where its files are. ``dtype``, ``device``: of the
-    head's weights too. ``code``: what runs the target, where it is compiled; the head's blocks are then too.
+    head's weights too. ``grown``: the shape that it was grown into (``models/grown``), if it was. ``code``: what runs
+    the target, where it is compiled; the head's blocks are then too.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -46,6 +47,7 @@ class TargetFacts:
     vocab_size: int
     dtype: torch.dtype
     device: str
+    grown: str = ""
     code: Library | None = None
 
 

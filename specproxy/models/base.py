@@ -70,3 +70,8 @@ class StepModel(Protocol):
         all rows that ``hidden`` names: 1 <= i < number of layers, or FINAL.
         """
         ...
+
+
+def query_group(model: StepModel) -> int:
+    """Query heads that share a key head, in the layer where most do."""
+    return max(1, int(model.config.num_attention_heads) // min(layer.heads for layer in model.spec.layers))

@@ -82,6 +82,29 @@ def test_own_servers_and_peers(run_bench: Callable[..., tuple[int, dict[str, Any
 
 
 @pytest.mark.timeout(300)
+def test_a_grown_target_is_measured_with_all_that_drafts_for_it(
+    run_bench: Callable[..., tuple[int, dict[str, Any], str]],
+) -> None:
+    """Target, heads and draft model are grown alike: each still guesses, nothing changes a text, and it is labelled."""
+    arms = "eagle3;k=3,medusa;k=3,mtp;k=3,draft_model;k=3"
+    code, report, shown = run_bench(
+        "--scale", "tiny-8b", "--all-drafters", "--arms", arms, "--categories", "json,edit", "--no-numeric", *SMALL
+    )
+    assert code == 0, shown
+    assert "cost-scaled: house in the shape of tiny-8b" in shown
+    for name in arms.split(","):
+        found = [arm(report, category, name) for category in ("json", "edit")]
+        assert [entry["identical"] for entry in found] == [1, 1]
+        assert max(entry["acceptance"] for entry in found) > 0.15, name
+
+
+def test_other_libraries_do_not_run_grown_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two models of different cost are not put beside each other."""
+    assert main(["bench", "--scale", "llama-3-8b", "--peers"]) == 1
+    assert "--scale grows our own target" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
 def test_overhead(run_bench: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     """The engine's loop alone answers the same prompts as the server does, one at a time and several."""
     code, report, shown = run_bench("--overhead", "--categories", "edit,json", "--concurrency", "2", *SMALL)

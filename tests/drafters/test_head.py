@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow
-from specproxy.drafters.head import HeadDrafter
+from specproxy.drafters.head import HeadDrafter, known_ids
 from specproxy.drafters.head_kv import HeadPages
 from specproxy.drafters.hidden import MAX_WAITING
 from specproxy.heads.base import RecurrentHead
@@ -208,3 +208,14 @@ def test_states_that_pile_up_are_taken_in(head: RecurrentHead) -> None:
     assert len(row.hidden) < MAX_WAITING
     cast(list[int], row.tokens).append(5)
     assert close(life.scores(row), life.expected(row))
+
+
+def test_ids_beyond_the_tokenizers_are_left_out() -> None:
+    """A head's vocabulary may reach into the padding of its target's: those ids are never drafted."""
+    ids = torch.tensor([1, 9, 3, 12])
+    kept, known = known_ids(ids, 9)
+    assert kept is not None
+    assert known is not None
+    assert (kept.tolist(), known.tolist()) == ([1, 3], [0, 2])
+    assert known_ids(ids, 13) == (ids, None)
+    assert known_ids(None, 13) == (None, None)

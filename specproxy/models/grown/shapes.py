@@ -45,6 +45,10 @@ SHAPES: dict[str, Shape] = {
 """Those of Meta's configurations, and small ones with the same query heads per KV head, head widths and MLP ratios."""
 
 
+DRAFTS = {"llama-3-8b": "llama-3.2-1b", "llama-3-70b": "llama-3.2-1b", "tiny-8b": "tiny-1b", "tiny-70b": "tiny-1b"}
+"""For each shape of a target that of the draft model that people pair with it."""
+
+
 def find_shape(name: str) -> Shape:
     """The shape of that name. Raises ModelLoadError."""
     shape = SHAPES.get(name)
