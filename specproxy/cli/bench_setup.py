@@ -40,10 +40,8 @@ def scaled(config: StartConfig | None) -> list[str]:
     """What numbers of a grown target are, for people."""
     if config is None or not config.model.grow:
         return []
-    return [
-        f"cost-scaled: {config.model.path} in the shape of {config.model.grow}; every byte of that shape's weights is "
-        "read, text and acceptance are the small model's"
-    ]
+    what = f"cost-scaled: {config.model.path} in the shape of {config.model.grow}"
+    return [f"{what}; every byte of that shape's weights is read, text and acceptance are the small model's"]
 
 
 def _start_config(args: argparse.Namespace, file: Path | None, settings: dict[str, object]) -> StartConfig:
