@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,17 @@ from specproxy.kernels.paged import KVBuffers
 QUERY_ROWS = 4
 
 
+class Scoring(NamedTuple):
+    """How a layer scores keys: ``scale`` times the product. ``window``: a row sees that many keys, itself included.
+    ``softcap``: scores become cap * tanh(score / cap). ``sinks`` [Hq]: one extra score per head that takes probability
+    and gives nothing."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
 class Attention(Protocol):
     """What a model asks for: where the rows' keys and values go, and attention over what is there.
 
@@ -45,22 +56,8 @@ class Attention(Protocol):
 
     slots: Tensor
 
-    def attend(
-        self,
-        kv: KVBuffers,
-        layer: int,
-        q: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        """Attention of all rows: q [T, Hq, Dk] -> [T, Hq * Dv].
-
-        ``window``: a row sees that many keys, itself included. ``softcap``: scores become cap * tanh(score / cap).
-        ``sinks`` [Hq]: one extra score per head that takes probability and gives nothing.
-        """
+    def attend(self, kv: KVBuffers, layer: int, q: Tensor, scoring: Scoring) -> Tensor:
+        """Attention of all rows: q [T, Hq, Dk] -> [T, Hq * Dv]."""
         ...
 
 
@@ -155,19 +152,9 @@ class AttentionPlan:
     slots: Tensor
     back: Tensor | None
 
-    def attend(
-        self,
-        kv: KVBuffers,
-        layer: int,
-        q: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, kv: KVBuffers, layer: int, q: Tensor, scoring: Scoring) -> Tensor:
         """See Attention.attend; rows of no span come out as some other row."""
-        parts = [_attend_batch(batch, kv, layer, q, scale, window, softcap, sinks) for batch in self.batches]
+        parts = [_attend_batch(batch, kv, layer, q, scoring) for batch in self.batches]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out if self.back is None else out.index_select(0, self.back)
 
@@ -177,10 +164,7 @@ def _attend_batch(
     kv: KVBuffers,
     layer: int,
     q: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
+    scoring: Scoring,
 ) -> Tensor:
     """[B * R, Hq * Dv] of one batch."""
     shape, lanes, tokens, heads = kv.shapes[layer], batch.lanes, batch.tokens, q.shape[1]
@@ -190,7 +174,7 @@ def _attend_batch(
         q = q.index_select(0, batch.take)
     folded = q.view(lanes, tokens, shape.heads, group, shape.k_dim).transpose(1, 2)
     folded = folded.reshape(lanes, shape.heads, rows, shape.k_dim)
-    mask = batch.mask(group, window)
+    mask = batch.mask(group, scoring.window)
     missing = -rows % QUERY_ROWS if batch.exact else 0
     if missing:
         folded = F.pad(folded, (0, 0, 0, missing))
@@ -198,10 +182,10 @@ def _attend_batch(
         keys, values = kv.read(layer, batch.first_slot, lanes, batch.stride, batch.keys)
     else:
         keys, values = kv.gather(layer, batch.gathered)
-    if softcap is None and sinks is None:
-        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    if scoring.softcap is None and scoring.sinks is None:
+        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scoring.scale)
     else:
-        out = explicit_attention(folded, keys, values, mask, scale, softcap, sinks, group)
+        out = explicit_attention(folded, keys, values, mask, scoring.scale, scoring.softcap, scoring.sinks, group)
     if missing:
         out = out[:, :, :rows]
     out = out.reshape(lanes, shape.heads, tokens, group, shape.v_dim).transpose(1, 2)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specproxy.kernels import paged
-from specproxy.kernels.attention import Attention, AttentionPlan, Batch, Span
+from specproxy.kernels.attention import Attention, AttentionPlan, Batch, Scoring, Span
 from specproxy.kernels.lists import RowLists, list_rows
 from specproxy.kernels.paged import KVBuffers
 
@@ -43,19 +43,9 @@ class StepPlan:
         """For code that goes row by row."""
         return list_rows(self.spans, self.slots.shape[0], self.kv.page_size)
 
-    def attend(
-        self,
-        kv: KVBuffers,
-        layer: int,
-        q: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, kv: KVBuffers, layer: int, q: Tensor, scoring: Scoring) -> Tensor:
         """See Attention.attend; rows of no span come out as some other row."""
-        return self.calls.attend(kv, layer, q, scale=scale, window=window, softcap=softcap, sinks=sinks)
+        return self.calls.attend(kv, layer, q, scoring)
 
 
 def plan_attention(

@@ -12,8 +12,6 @@ Contract: that of ``attention.py``. What makes a row's bits its own:
 * a tree's rows read the splits in which their paths leave the table's order through programs of their own, by slot, so
   that each key stands in the lane of its position on the path, as in a chain.
 
-Softmax follows FlashAttention's online form (Dao et al., arXiv 2205.14135) with split keys (Flash-Decoding).
-
 Shapes: T rows, Hq query heads, Hk key heads, G = Hq / Hk, Dk and Dv head widths, NB blocks, S splits.
 """
 
@@ -23,24 +21,13 @@ from collections.abc import Sequence
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from specproxy.kernels.attention import Span
-from specproxy.kernels.launching import Scratch, early, kernels_run, let_next_start, wait_for_input
+from specproxy.kernels.attention import Scoring, Span
+from specproxy.kernels.launching import Scratch, early, kernels_run
 from specproxy.kernels.paged import KVBuffers
-from specproxy.kernels.ragged_rows import TAIL, TILE_ROWS, RaggedRows, RowShape, count_blocks
-
-FINE = tl.constexpr(128)
-WIDE = tl.constexpr(1024)
-WIDE_FROM = tl.constexpr(4096)
-FINE_SPLITS = tl.constexpr(4096 // 128)
-TAIL_WIDTH = tl.constexpr(TAIL)
-
-AT_ONCE = tl.constexpr(16)
-"""Splits combined in one turn: a number of its own, so that the order of sums does not depend on how many there are."""
-
-LOG2_E = tl.constexpr(1.4426950408889634)
+from specproxy.kernels.ragged_kernels import combine_kernel, count_splits, ragged_kernel
+from specproxy.kernels.ragged_rows import TILE_ROWS, RaggedRows, RowShape, count_blocks
 
 LEAST_PAGE = 16
 """The narrowest tile that the card's matrix units take."""
@@ -69,23 +56,15 @@ def plan_ragged(spans: Sequence[Span], slots: Tensor, kv: KVBuffers, group: int)
     return plan
 
 
-def count_splits(keys: int) -> int:
-    """Splits of a context of ``keys`` keys."""
-    fine = min(keys, int(WIDE_FROM.value))
-    return -(-fine // int(FINE.value)) + -(-(keys - fine) // int(WIDE.value))
-
-
 def ragged_reference(
     rows: RaggedRows,
     kv: KVBuffers,
     layer: int,
     q: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
+    scoring: Scoring,
 ) -> Tensor:
     """The contract in torch, row by row in float32 or wider: q [T, Hq, Dk] -> [T, Hq * Dv]."""
+    scale, window, softcap, sinks = scoring
     shape, (count, heads, _) = kv.shapes[layer], q.shape
     group, wide = heads // shape.heads, torch.promote_types(q.dtype, torch.float32)
     out = torch.zeros(count, heads, shape.v_dim, dtype=q.dtype, device=q.device)
@@ -110,184 +89,6 @@ def ragged_reference(
     return out.flatten(1)
 
 
-@triton.jit
-def _split_of(position):
-    """The split in which a position lies."""
-    beyond = position - WIDE_FROM
-    return tl.where(position < WIDE_FROM, position // FINE, FINE_SPLITS + beyond // WIDE)
-
-
-@triton.jit
-def _start_of(split):
-    """The position with which a split begins."""
-    return tl.where(split < FINE_SPLITS, split * FINE, WIDE_FROM + (split - FINE_SPLITS) * WIDE)
-
-
-@triton.jit
-def _take_tile(m, total, acc, q, keys, values, seen, scale, softcap, CAP: tl.constexpr):
-    """One tile of keys [D, PAGE] and values [PAGE, Dv] into the running maximum, sum and weighted values."""
-    scores = tl.dot(q, keys, input_precision="ieee") * scale
-    if CAP:
-        capped = scores / softcap
-        capped = 2.0 / (1.0 + tl.exp2(capped * (-2.0 * LOG2_E))) - 1.0
-        scores = capped * softcap
-    scores = tl.where(seen, scores * LOG2_E, float("-inf"))
-    top = tl.maximum(m, tl.max(scores, 1))
-    safe = tl.where(top == float("-inf"), 0.0, top)
-    weights = tl.exp2(scores - safe[:, None])
-    shrink = tl.exp2(m - safe)
-    total = total * shrink + tl.sum(weights, 1)
-    acc = acc * shrink[:, None]
-    acc = tl.dot(weights.to(values.dtype), values, acc, input_precision="ieee")
-    return top, total, acc
-
-
-# What changes with a step's size is no constant: each new value would be compiled anew, in the middle of serving.
-@triton.jit(do_not_specialize=["window", "NB", "PAGES", "SPLITS"])
-def _ragged_kernel(
-    q,
-    kv,
-    positions,
-    first,
-    lanes,
-    tables,
-    tail_from,
-    tails,
-    block_row,
-    block_count,
-    partials,
-    sums,
-    scale,
-    softcap,
-    window,
-    plane,
-    q_row,
-    NB,
-    PAGES,
-    SPLITS,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    K_DIM: tl.constexpr,
-    V_DIM: tl.constexpr,
-    DEPTH: tl.constexpr,
-    K_BLOCK: tl.constexpr,
-    V_BLOCK: tl.constexpr,
-    PAGE: tl.constexpr,
-    LINES: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAP: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    let_next_start(EARLY)
-    GROUP: tl.constexpr = HEADS // KV_HEADS
-    item, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    line = tl.arange(0, LINES)
-    alone = item >= NB
-    if alone:
-        start, count = item - NB, 1
-    else:
-        start, count = tl.load(block_row + item), tl.load(block_count + item)
-    row = start + line // GROUP
-    real = line // GROUP < count
-    last = tl.load(positions + row, mask=real, other=-1)
-    begin = tl.load(first + row, mask=real, other=0)
-    if WINDOW:
-        begin = tl.maximum(begin, last - window + 1)
-    tail = tl.load(tail_from + row, mask=real, other=1 << 30)
-    # Splits that a row has keys in: in those before, which the combination passes over, it need not take part.
-    within = (split >= _split_of(tl.maximum(begin, 0))) & (split <= _split_of(tl.maximum(last, 0)))
-    # Keys that this program's rows read here: a tree's row reads by itself from the split in which its tail begins.
-    own = _split_of(tl.minimum(tail, 1 << 28))
-    if alone:
-        sees = real & (tail < (1 << 30)) & (split >= own) & within & (last >= 0)
-    else:
-        sees = real & ((tail == (1 << 30)) | (split < own)) & within & (last >= 0)
-    wait_for_input(EARLY)
-    if tl.max(sees.to(tl.int32), 0) == 0:
-        return
-    last_here = tl.max(tl.where(sees, last, -1), 0)
-    first_here = tl.min(tl.where(sees, begin, 1 << 30), 0)
-    low = tl.maximum(_start_of(split), first_here // PAGE * PAGE)
-    high = tl.minimum(_start_of(split + 1), last_here + 1)
-    at_k, at_v = tl.arange(0, K_BLOCK), tl.arange(0, V_BLOCK)
-    lane = tl.load(lanes + start)
-    query = q + (row.to(tl.int64) * q_row + (head * GROUP + line % GROUP) * K_DIM)[:, None] + at_k[None, :]
-    qs = tl.load(query, mask=sees[:, None] & (at_k < K_DIM)[None, :], other=0.0)
-    keys_of = kv + head.to(tl.int64) * plane
-    values_of = kv + (KV_HEADS + head).to(tl.int64) * plane
-    m = tl.full((LINES,), float("-inf"), tl.float32)
-    total = tl.zeros((LINES,), tl.float32)
-    acc = tl.zeros((LINES, V_BLOCK), tl.float32)
-    offset = tl.arange(0, PAGE)
-    from_tail = tl.max(tl.where(sees, tail, 0), 0)
-    for at in range(low, high, PAGE):
-        page = tl.load(tables + lane * PAGES + at // PAGE).to(tl.int64)
-        slot = page * PAGE + offset
-        position = at + offset
-        if alone:
-            moved = (position >= from_tail) & (position <= last_here)
-            other = tl.load(tails + start * TAIL_WIDTH + position - from_tail, mask=moved, other=0).to(tl.int64)
-            slot = tl.where(moved, other, slot)
-        keys = tl.load(keys_of + slot[None, :] * DEPTH + at_k[:, None], mask=(at_k < K_DIM)[:, None], other=0.0)
-        values = tl.load(values_of + slot[:, None] * DEPTH + at_v[None, :], mask=(at_v < V_DIM)[None, :], other=0.0)
-        seen = sees[:, None] & (position[None, :] <= last[:, None]) & (position[None, :] >= begin[:, None])
-        m, total, acc = _take_tile(m, total, acc, qs, keys, values, seen, scale, softcap, CAP)
-    cell = (row.to(tl.int64) * HEADS + head * GROUP + line % GROUP) * SPLITS + split
-    tl.store(sums + cell * 2, m, mask=sees)
-    tl.store(sums + cell * 2 + 1, total, mask=sees)
-    tl.store(partials + cell[:, None] * V_BLOCK + at_v[None, :], acc, mask=sees[:, None])
-
-
-@triton.jit(do_not_specialize=["window", "SPLITS"])
-def _combine_kernel(
-    out,
-    positions,
-    first,
-    sinks,
-    partials,
-    sums,
-    window,
-    SPLITS,
-    HEADS: tl.constexpr,
-    V_DIM: tl.constexpr,
-    V_BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SINKS: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    let_next_start(EARLY)
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = tl.arange(0, V_BLOCK)
-    last = tl.load(positions + row)
-    begin = tl.load(first + row)
-    if WINDOW:
-        begin = tl.maximum(begin, last - window + 1)
-    m = float("-inf")
-    total = 0.0
-    acc = tl.zeros((V_BLOCK,), tl.float32)
-    if SINKS:
-        m = tl.load(sinks + head).to(tl.float32) * LOG2_E
-        total = 1.0
-    cell = (row * HEADS + head) * SPLITS
-    low, high = _split_of(tl.maximum(begin, 0)), _split_of(tl.maximum(last, 0)) + 1
-    if (last < 0) | (last < begin):
-        high = low
-    wait_for_input(EARLY)
-    for start in range(low // AT_ONCE * AT_ONCE, high, AT_ONCE):
-        split = start + tl.arange(0, AT_ONCE)
-        seen = (split >= low) & (split < high)
-        here = tl.load(sums + (cell + split) * 2, mask=seen, other=float("-inf"))
-        weight = tl.load(sums + (cell + split) * 2 + 1, mask=seen, other=0.0)
-        part = tl.load(partials + (cell + split)[:, None] * V_BLOCK + at[None, :], mask=seen[:, None], other=0.0)
-        top = tl.maximum(m, tl.max(here, 0))
-        old, new = tl.exp2(m - top), tl.exp2(here - top)
-        total = total * old + tl.sum(weight * new, 0)
-        acc = acc * old + tl.sum(part * new[:, None], 0)
-        m = top
-    result = acc / tl.where(total > 0, total, 1.0)
-    tl.store(out + (row * HEADS + head) * V_DIM + at, result.to(out.dtype.element_ty), mask=at < V_DIM)
-
-
 class RaggedAttention:
     """``Attention`` (see ``attention.py``) over ``rows``. ``max_keys``: no row's position reaches it."""
 
@@ -300,31 +101,44 @@ class RaggedAttention:
         self._splits = count_splits(max_keys)
         self._trees = trees
 
-    def attend(
-        self,
-        kv: KVBuffers,
-        layer: int,
-        q: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, kv: KVBuffers, layer: int, q: Tensor, scoring: Scoring) -> Tensor:
         """See Attention.attend."""
         rows = self.rows
         if not kernels_run(q):
-            return ragged_reference(rows, kv, layer, q, scale, window, softcap, sinks)
-        shape, buffer, (count, heads, _) = kv.shapes[layer], kv.layers[layer], q.shape
+            return ragged_reference(rows, kv, layer, q, scoring)
+        shape, (count, heads, _) = kv.shapes[layer], q.shape
         self._check(kv, heads, shape.heads, q)
-        v_block, splits = triton.next_power_of_2(shape.v_dim), self._splits
-        cells = count * heads * splits
-        partials = Scratch.of(q.device).take("attention values", cells * v_block)
+        cells = count * heads * self._splits
+        partials = Scratch.of(q.device).take("attention values", cells * triton.next_power_of_2(shape.v_dim))
         sums = Scratch.of(q.device).take("attention sums", cells * 2)
+        self._read_splits(kv, layer, q, scoring, (partials, sums))
         out = torch.empty(count, heads * shape.v_dim, dtype=q.dtype, device=q.device)
-        options = early(q)
+        combine_kernel[(count, heads)](
+            out,
+            rows.positions,
+            rows.first,
+            q if scoring.sinks is None else scoring.sinks,
+            partials,
+            sums,
+            scoring.window or 0,
+            self._splits,
+            HEADS=heads,
+            V_DIM=shape.v_dim,
+            V_BLOCK=triton.next_power_of_2(shape.v_dim),
+            WINDOW=scoring.window is not None,
+            SINKS=scoring.sinks is not None,
+            num_warps=1,
+            **early(q),
+        )
+        return out
+
+    def _read_splits(
+        self, kv: KVBuffers, layer: int, q: Tensor, scoring: Scoring, scratch: tuple[Tensor, Tensor]
+    ) -> None:
+        """Weighted values, maxima and sums of every row's splits into ``scratch``."""
+        rows, shape, buffer, (count, heads, _) = self.rows, kv.shapes[layer], kv.layers[layer], q.shape
         blocks = rows.shape.blocks
-        _ragged_kernel[(blocks + (count if self._trees else 0), shape.heads, splits)](
+        ragged_kernel[(blocks + (count if self._trees else 0), shape.heads, self._splits)](
             q,
             buffer,
             rows.positions,
@@ -335,49 +149,30 @@ class RaggedAttention:
             rows.tails,
             rows.block_row,
             rows.block_count,
-            partials,
-            sums,
-            scale,
-            0.0 if softcap is None else softcap,
-            window or 0,
+            *scratch,
+            scoring.scale,
+            scoring.softcap or 0.0,
+            scoring.window or 0,
             buffer.stride(0),
             q.stride(0),
             blocks,
             rows.shape.pages,
-            splits,
+            self._splits,
             HEADS=heads,
             KV_HEADS=shape.heads,
             K_DIM=shape.k_dim,
             V_DIM=shape.v_dim,
             DEPTH=shape.depth,
             K_BLOCK=triton.next_power_of_2(shape.k_dim),
-            V_BLOCK=v_block,
+            V_BLOCK=triton.next_power_of_2(shape.v_dim),
             PAGE=kv.page_size,
             LINES=TILE_ROWS,
-            WINDOW=window is not None,
-            CAP=softcap is not None,
+            WINDOW=scoring.window is not None,
+            CAP=scoring.softcap is not None,
             num_warps=4,
             num_stages=3,
-            **options,
+            **early(q),
         )
-        _combine_kernel[(count, heads)](
-            out,
-            rows.positions,
-            rows.first,
-            q if sinks is None else sinks,
-            partials,
-            sums,
-            window or 0,
-            splits,
-            HEADS=heads,
-            V_DIM=shape.v_dim,
-            V_BLOCK=v_block,
-            WINDOW=window is not None,
-            SINKS=sinks is not None,
-            num_warps=1,
-            **options,
-        )
-        return out
 
     def _check(self, kv: KVBuffers, heads: int, kv_heads: int, q: Tensor) -> None:
         """Raises ValueError where the kernel would read what it was not laid out for."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specproxy.kernels.attention import Scoring
 from specproxy.kernels.explicit import explicit_attention
 from specproxy.kernels.paged import KVBuffers
 
@@ -26,30 +27,20 @@ class RowAttention:
     positions: Tensor
     pages: Tensor
 
-    def attend(
-        self,
-        kv: KVBuffers,
-        layer: int,
-        q: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, kv: KVBuffers, layer: int, q: Tensor, scoring: Scoring) -> Tensor:
         """See Attention.attend."""
         shape, rows = kv.shapes[layer], q.shape[0]
         group = q.shape[1] // shape.heads
         index = torch.arange(self.pages.shape[1] * kv.page_size, device=q.device)
         hidden = index > self.positions[:, None]
-        if window is not None:
-            hidden = hidden | (index <= self.positions[:, None] - window)
+        if scoring.window is not None:
+            hidden = hidden | (index <= self.positions[:, None] - scoring.window)
         mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
         mask = mask[:, None, None].expand(-1, 1, group, -1)
         keys, values = kv.gather(layer, kv.slots(self.pages))
         folded = q.reshape(rows, shape.heads, group, shape.k_dim)
-        if softcap is None and sinks is None:
-            out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        if scoring.softcap is None and scoring.sinks is None:
+            out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scoring.scale)
         else:
-            out = explicit_attention(folded, keys, values, mask, scale, softcap, sinks, group)
+            out = explicit_attention(folded, keys, values, mask, scoring.scale, scoring.softcap, scoring.sinks, group)
         return out.reshape(rows, -1)

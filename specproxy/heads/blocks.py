@@ -20,7 +20,7 @@ from specproxy.errors import ModelLoadError
 from specproxy.heads.base import TargetFacts
 from specproxy.heads.rotary import RotaryTable, make_rotary
 from specproxy.heads.weights import Weights
-from specproxy.kernels.attention import Attention
+from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.kernels.plan import StepPlan
 from specproxy.models.linear import Linear
@@ -127,7 +127,7 @@ class SelfAttention:
     def __init__(self, weights: Weights, prefix: str, layer: int, shape: Geometry, width: int | None = None) -> None:
         self._layer = layer
         self._shape = shape
-        self._scale: float = shape.head_dim**-0.5
+        self._scoring = Scoring(shape.head_dim**-0.5, shape.window)
         self._rotated = shape.heads + shape.kv_heads
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         names, rows = ["q_proj", "k_proj", "v_proj"], [queries, keys, keys]
@@ -155,7 +155,7 @@ class SelfAttention:
             both[:, heads:] = F.rms_norm(both[:, heads:], (width,), self._norms[1], eps)
         turn_in_place(both, turn)
         kv.write(self._layer, plan.slots, qkv[:, heads * width :])
-        return self._out(plan.attend(kv, self._layer, both[:, :heads], scale=self._scale, window=shape.window))
+        return self._out(plan.attend(kv, self._layer, both[:, :heads], self._scoring))
 
 
 def turn_in_place(heads: Tensor, turn: Turn) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specproxy.heads.blocks import Geometry, Turn, product, turn_in_place
 from specproxy.heads.weights import Weights
-from specproxy.kernels.attention import Attention
+from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.linear import make_linear
 from specproxy.models.norm import Norm
@@ -43,7 +43,7 @@ class GatedAttention:
     def __init__(self, weights: Weights, prefix: str, layer: int, shape: Geometry) -> None:
         self._layer = layer
         self._shape = shape
-        self._scale: float = shape.head_dim**-0.5
+        self._scoring = Scoring(shape.head_dim**-0.5)
         self._qkv_gate = make_linear(*_merged(weights, prefix, shape))
         self._out = product(weights, prefix, ["o_proj"], [shape.hidden], shape.heads * shape.head_dim)
         self._q_norm = make_offset_norm(weights.take(f"{prefix}q_norm.weight", shape.head_dim), shape.eps)
@@ -57,7 +57,7 @@ class GatedAttention:
         both = torch.cat([self._q_norm(q.view(count, heads, width)), self._k_norm(k.view(count, keys, width))], 1)
         turn_in_place(both, turn)
         kv.write(self._layer, plan.slots, torch.cat([both[:, heads:].flatten(1), v], 1))
-        out = plan.attend(kv, self._layer, both[:, :heads], scale=self._scale)
+        out = plan.attend(kv, self._layer, both[:, :heads], self._scoring)
         return self._out(out * gate.sigmoid())
 
 

@@ -22,7 +22,7 @@ from specproxy.heads.base import TargetFacts
 from specproxy.heads.blocks import Turn, need, product, read_rotary, rms_norm, turn_in_place
 from specproxy.heads.rotary import RotaryTable
 from specproxy.heads.weights import Weights
-from specproxy.kernels.attention import Attention
+from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.models.linear import Linear, make_linear
 
@@ -119,7 +119,7 @@ class LatentAttention:
         plain, values = both.split([shape.nope, shape.value], 2)
         keys = torch.cat([shared.expand(-1, shape.heads, -1), plain], 2)
         kv.write(self._layer, plan.slots, torch.cat([keys.flatten(1), values.flatten(1)], 1))
-        return self._out(plan.attend(kv, self._layer, q, scale=shape.scale))
+        return self._out(plan.attend(kv, self._layer, q, Scoring(shape.scale)))
 
 
 def _q_rows(shape: LatentGeometry) -> int:

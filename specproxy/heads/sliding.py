@@ -18,7 +18,7 @@ from specproxy.errors import ModelLoadError
 from specproxy.heads.base import TargetFacts
 from specproxy.heads.blocks import Geometry, Turn, need, product, read_geometry, turn_in_place
 from specproxy.heads.weights import Weights
-from specproxy.kernels.attention import Attention
+from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape
 
 
@@ -87,13 +87,13 @@ class SlidingAttention:
         common = shape.common
         self._layer = layer
         self._shape = shape
-        self._scale: float = common.head_dim**-0.5
         queries, keys = common.heads * common.head_dim, common.kv_heads * common.head_dim
         self._rows = [queries + keys, common.kv_heads * shape.value]
         names, rows = ["q_proj", "k_proj", "v_proj"], [queries, keys, self._rows[1]]
         self._qkv = product(weights, prefix, names, rows, common.hidden)
         self._out = product(weights, prefix, ["o_proj"], [common.hidden], common.heads * shape.value)
-        self._sinks = weights.maybe(f"{prefix}attention_sink_bias", common.heads)
+        sinks = weights.maybe(f"{prefix}attention_sink_bias", common.heads)
+        self._scoring = Scoring(common.head_dim**-0.5, common.window, sinks=sinks)
 
     def __call__(self, x: Tensor, turn: Turn, plan: Attention, kv: KVBuffers) -> Tensor:
         """x [T, H] -> [T, H]; keys and values go to ``plan.slots``."""
@@ -102,5 +102,5 @@ class SlidingAttention:
         both = rotated.view(x.shape[0], heads + shape.kv_heads, width)
         turn_in_place(both, turn)
         kv.write(self._layer, plan.slots, torch.cat([both[:, heads:].flatten(1), values * self._shape.value_scale], 1))
-        out = plan.attend(kv, self._layer, both[:, :heads], scale=self._scale, window=shape.window, sinks=self._sinks)
+        out = plan.attend(kv, self._layer, both[:, :heads], self._scoring)
         return self._out(out)

@@ -86,7 +86,7 @@ class DeviceModel(FusedModel):
             q = rotate_and_store(
                 layer.qkv(normed), positions, plan.slots, self._turn, kv, index, self._heads, self._norms[index]
             )
-            mixed = plan.attend(kv, index, q, scale=self._scale, window=layer.window)
+            mixed = plan.attend(kv, index, q, layer.scoring)
             stream, normed = add_norm(stream, layer.o(mixed), _weight(layer.post_norm), self._eps)
             delta = layer.down(_gated(layer.gate_up, normed))
         _, normed = add_norm(stream, delta, _weight(self._norm), self._eps)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specproxy.kernels.attention import Attention
+from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import FINAL, ModelSpec
 from specproxy.models.linear import Linear, make_linear
@@ -64,7 +64,7 @@ class _Layer:
     down: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    window: int | None
+    scoring: Scoring
 
 
 class FusedModel:
@@ -106,7 +106,7 @@ class FusedModel:
             down=self._product(mlp.down_proj.weight, mlp.down_proj.bias),
             q_norm=attention.q_norm.weight if family.qk_norm else None,
             k_norm=attention.k_norm.weight if family.qk_norm else None,
-            window=window,
+            scoring=Scoring(self._scale, window),
         )
 
     def _product(self, weight: Tensor, bias: Tensor | None) -> Linear:
@@ -176,7 +176,7 @@ class FusedModel:
         swapped = heads.view(count, rotated, 2, width // 2).flip(2).view(count, rotated, width)
         torch.add(heads * cos, swapped.mul_(sin), out=heads)
         kv.write(index, plan.slots, qkv[:, self._heads * width :])
-        return plan.attend(kv, index, heads[:, : self._heads], scale=self._scale, window=layer.window)
+        return plan.attend(kv, index, heads[:, : self._heads], layer.scoring)
 
 
 def _merge(modules: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specproxy.errors import ModelLoadError
-from specproxy.kernels.attention import Attention
+from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.models.base import FINAL, ModelSpec
 
@@ -134,10 +134,7 @@ class GenericModel:
             context.kv,
             layer,
             query[0].transpose(0, 1).contiguous(),
-            scale=scaling if scaling is not None else query.shape[3] ** -0.5,
-            window=sliding_window,
-            softcap=softcap,
-            sinks=s_aux,
+            Scoring(scaling if scaling is not None else query.shape[3] ** -0.5, sliding_window, softcap, s_aux),
         )
         return out.view(1, count, heads, v_dim), None
 

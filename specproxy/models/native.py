@@ -69,7 +69,7 @@ class NativeModel(FusedModel):
     def _attention_of(self, index: int) -> NativeAttention:
         layer, shape = self._layers[index], self.spec.layers[index]
         norms = None if layer.q_norm is None or layer.k_norm is None else (layer.q_norm, layer.k_norm)
-        sizes = (self._heads, shape, shape.k_dim, self._eps, layer.window)
+        sizes = (self._heads, shape, shape.k_dim, self._eps, layer.scoring.window)
         attention = native_attention(layer.qkv, layer.o, norms, *sizes)
         if attention is None:
             raise TypeError(f"layer {index} does not fit the code, though its sizes do")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specproxy.kernels.attention import Span
+from specproxy.kernels.attention import Scoring, Span
 from specproxy.kernels.ragged_attention import RaggedAttention, plan_ragged, ragged_reference
 from specproxy.kernels.ragged_rows import RaggedRows, RowShape
 from tests.support.ragged import PAGE, Field, ancestor_words
@@ -111,9 +111,9 @@ def test_bits_do_not_depend_on_how_far_keys_may_reach() -> None:
     field = Field(32, 8, 128, torch.bfloat16, 60, device=DEVICE)
     spans, q = [Span(0, 5, 700, field.table(800))], field.queries[:5]
     plan = plan_ragged(spans, torch.zeros(5, dtype=torch.long, device=DEVICE), field.kv, 4)
-    planned = plan.attend(field.kv, 0, q, scale=128**-0.5)
+    planned = plan.attend(field.kv, 0, q, Scoring(128**-0.5))
     for reach in (705, 4096, 32768):
-        far = RaggedAttention(plan.rows, reach).attend(field.kv, 0, q, scale=128**-0.5)
+        far = RaggedAttention(plan.rows, reach).attend(field.kv, 0, q, Scoring(128**-0.5))
         assert torch.equal(far, planned)
 
 
@@ -124,11 +124,11 @@ def test_a_graph_serves_other_rows_than_it_was_captured_with() -> None:
     host, rows = RaggedRows.allocate(shape, "cpu"), RaggedRows.allocate(shape, DEVICE)
     q = field.queries[:16].clone()
     plan = RaggedAttention(rows, 80 * PAGE, group=group)
-    plan.attend(field.kv, 0, q, scale=scale)
+    plan.attend(field.kv, 0, q, Scoring(scale))
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = plan.attend(field.kv, 0, q, scale=scale)
+        out = plan.attend(field.kv, 0, q, Scoring(scale))
     one, two, far = field.table(400), field.table(400), field.table(4300)
     steps = [
         [Span(0, 16, 120, one)],
@@ -143,7 +143,7 @@ def test_a_graph_serves_other_rows_than_it_was_captured_with() -> None:
         rows.buffer.copy_(host.buffer)
         graph.replay()
         assert torch.equal(out, field.attend(spans, 16, q))
-        expected = ragged_reference(rows, field.kv, 0, q, scale, None, None, None)
+        expected = ragged_reference(rows, field.kv, 0, q, Scoring(scale))
         torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
 
 

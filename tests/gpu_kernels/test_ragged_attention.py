@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specproxy.kernels.attention import Span
+from specproxy.kernels.attention import Scoring, Span
 from specproxy.kernels.lists import FAR as LISTS_FAR
 from specproxy.kernels.lists import list_rows
 from specproxy.kernels.paged import KVBuffers, LayerShape
-from specproxy.kernels.ragged_attention import RaggedAttention, count_splits, plan_ragged, ragged_reference
+from specproxy.kernels.ragged_attention import RaggedAttention, plan_ragged, ragged_reference
+from specproxy.kernels.ragged_kernels import count_splits
 from specproxy.kernels.ragged_rows import FAR, RaggedRows, RowShape, count_blocks
 from tests.support.ragged import PAGE, Field, ancestor_words, path_errors
 
@@ -75,8 +76,8 @@ def test_pages_of_other_sizes(page_size):
     table = list(range(300 // page_size + 3, 1, -1))
     plan = plan_ragged([Span(0, 3, 250, table)], torch.zeros(3, dtype=torch.long), kv, 2)
     q = torch.randn(3, 2, 32, generator=generator)
-    expected = ragged_reference(plan.rows, kv, 0, q, 0.2, None, None, None)
-    torch.testing.assert_close(plan.attend(kv, 0, q, scale=0.2), expected, atol=2e-5, rtol=1e-4)
+    expected = ragged_reference(plan.rows, kv, 0, q, Scoring(0.2))
+    torch.testing.assert_close(plan.attend(kv, 0, q, Scoring(0.2)), expected, atol=2e-5, rtol=1e-4)
 
 
 def test_queries_may_be_cut_from_a_wider_product():
@@ -165,4 +166,4 @@ def test_what_the_kernel_would_misread_is_refused(heads, q, words):
     if q == "turned":
         queries = queries.transpose(0, 1).contiguous().transpose(0, 1)
     with pytest.raises(ValueError, match=words):
-        RaggedAttention(rows, 64, group=4).attend(field.kv, 0, queries, scale=1.0)
+        RaggedAttention(rows, 64, group=4).attend(field.kv, 0, queries, Scoring(1.0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from specproxy.kernels.attention import Span
+from specproxy.kernels.attention import Scoring, Span
 from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.kernels.ragged_attention import RaggedAttention, ragged_reference
 from specproxy.kernels.ragged_rows import RaggedRows, RowShape, count_blocks
@@ -49,11 +49,11 @@ class Field:
         host = RaggedRows.allocate(shape, "cpu")
         host.fill(spans, [0] * sum(span.count for span in spans), PAGE, PAGE, self.group)
         ragged = RaggedRows(shape, host.buffer.to(self.device))
-        how = {"scale": self.width**-0.5, "window": None, "softcap": None, "sinks": None, **how}
+        scoring = Scoring(self.width**-0.5, **how)
         if reference:
-            return ragged_reference(ragged, self.kv, 0, q, how["scale"], how["window"], how["softcap"], how["sinks"])
+            return ragged_reference(ragged, self.kv, 0, q, scoring)
         most = max(span.end for span in spans)
-        return RaggedAttention(ragged, most).attend(self.kv, 0, q, **how)
+        return RaggedAttention(ragged, most).attend(self.kv, 0, q, scoring)
 
 
 def ancestor_words(parents: list[int]) -> list[int]:
