@@ -21,23 +21,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from specproxy.kernels.draw_cutoffs import (
-    CHUNK,
-    Cuts,
-    DrawRows,
-    cuts_off,
-    find_cuts,
-    is_finite,
-    key_value,
-    load_chunk,
-    mass_ratio,
-    order_key,
-)
+from specproxy.kernels.draw_cutoffs import Cuts, find_cuts, mass_ratio
+from specproxy.kernels.draw_rows import CHUNK, DrawRows, cuts_off, is_finite, key_value, load_chunk, order_key
 from specproxy.kernels.launching import early, interpreted, kernels_run, let_next_start, wait_for_input
 from specproxy.kernels.philox import gumbel
 from specproxy.kernels.sample import Cut, winners
-
-__all__ = ["DrawRows", "Drawn", "draw", "draw_reference"]
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 """Types of logits."""

@@ -24,39 +24,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from specproxy.kernels.draw_rows import CHUNK, DrawRows, cuts_off, is_finite, key_value, load_chunk, order_key
 from specproxy.kernels.launching import early, interpreted, let_next_start, wait_for_input
-
-CHUNK = 2048
-"""Ids of one program."""
 
 _PARTS = tl.constexpr(16)
 _STEPS = tl.constexpr(8)
 _UNIT = tl.constexpr(2.0**40)
 _LOWEST_KEY = tl.constexpr(-2139095041)
-_NAN_KEY = tl.constexpr(0x7FFFFFFF)
 _STATE = tl.constexpr(8)
 _NO_LIMIT = tl.constexpr(2**62)
 _WARPS = 8
-
-
-class DrawRows(NamedTuple):
-    """What rows are drawn with, all on the logits' device.
-
-    Of each row: ``lane`` [N] int32, its entry in what follows, -1 for a row that is not drawn; ``position`` [N] int64,
-    the absolute position of its token, which keys the noise. Of each lane: ``temperature`` [B] float32; ``top_k`` [B]
-    int32, 0 is off; ``top_p`` [B] float64, 1 is off; ``min_p`` [B] float32, 0 is off; ``seed``, ``choice`` [B] int64;
-    ``vocab`` [B] int32: ids from there on are not drawn.
-    """
-
-    lane: Tensor
-    position: Tensor
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    seed: Tensor
-    choice: Tensor
-    vocab: Tensor
 
 
 class Cuts(NamedTuple):
@@ -65,26 +42,6 @@ class Cuts(NamedTuple):
 
     found: Tensor
     ties: Tensor
-
-
-@triton.jit
-def order_key(value):
-    """int32 that stand in the order of float32 values: both zeros are one, NaN is above everything."""
-    value = tl.where(value == 0.0, 0.0, value)
-    bits = value.to(tl.int32, bitcast=True)
-    return tl.where(value != value, _NAN_KEY, bits ^ ((bits >> 31) & 0x7FFFFFFF))
-
-
-@triton.jit
-def key_value(key):
-    """The float32 of a key."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def is_finite(value):
-    """Neither NaN nor infinite."""
-    return tl.abs(value) < float("inf")
 
 
 @triton.jit
@@ -102,27 +59,6 @@ def _units(z, top, LIBDEVICE: tl.constexpr):
     """Mass in whole units, 0 where the highest is not finite."""
     ratio = mass_ratio(z, tl.where(is_finite(top), top, float("inf")), LIBDEVICE)
     return (ratio * _UNIT).to(tl.int64)
-
-
-@triton.jit
-def cuts_off(rows, lane):
-    """Whether any cut-off applies to a lane's rows."""
-    top_k, top_p = tl.load(rows.top_k + lane), tl.load(rows.top_p + lane)
-    any_cut = (top_k > 0) | (top_p < 1.0) | (tl.load(rows.min_p + lane) > 0.0)
-    return any_cut & (tl.load(rows.temperature + lane) > 0.0)
-
-
-@triton.jit
-def load_chunk(logits, stride, ids, vocab, row, chunk, W, MAPPED: tl.constexpr, CHUNK: tl.constexpr):
-    """Logits of a chunk in float32, -inf where there is nothing to draw, and their ids."""
-    at = chunk * CHUNK + tl.arange(0, CHUNK)
-    inside = at < W
-    if MAPPED:
-        token = tl.load(ids + at, mask=inside, other=0).to(tl.int32)
-    else:
-        token = at
-    x = tl.load(logits + row * stride + at, mask=inside, other=float("-inf"))
-    return tl.where(token < vocab, x.to(tl.float32), float("-inf")), token
 
 
 @triton.jit
@@ -184,6 +120,23 @@ def _begin_ids(highest, top_k, row, chunks, CHUNKS: tl.constexpr):
     return nothing + (_LOWEST_KEY - 1), high, nothing, target, nothing, top
 
 
+@triton.jit
+def _weigh(z, low, high, most, by_mass, out, PARTS: tl.constexpr, LIBDEVICE: tl.constexpr):
+    """Of a chunk's ids in the interval (low, high] of keys: weight above low + 1, then above 15 keys between."""
+    key = order_key(z)
+    inside = (key > low.to(tl.int32)) & (key <= high.to(tl.int32))
+    if tl.max(inside.to(tl.int32), 0) == 0:
+        tl.store(out + tl.arange(0, PARTS), tl.zeros([PARTS], tl.int64))
+    else:
+        weight = inside.to(tl.int64)
+        if by_mass:
+            weight = tl.where(inside, _units(z, most, LIBDEVICE), 0)
+        tl.store(out, tl.sum(tl.where(key > (low + 1).to(tl.int32), weight, 0), 0))
+        for j in tl.static_range(1, PARTS):
+            edge = (low + ((high - low) * j >> 4)).to(tl.int32)
+            tl.store(out + j, tl.sum(tl.where(key > edge, weight, 0), 0))
+
+
 @triton.jit(do_not_specialize=["step"])
 def _narrow_kernel(
     logits,
@@ -236,19 +189,8 @@ def _narrow_kernel(
     if (high - low > 1) | first_by_mass:
         x, _ = load_chunk(logits, stride, ids, tl.load(rows.vocab + lane), row, chunk, W, MAPPED, CHUNK)
         z = tl.div_rn(x, tl.load(rows.temperature + lane))
-        key = order_key(z)
-        inside = (key > low.to(tl.int32)) & (key <= high.to(tl.int32))
         out = sums + (((step % 2) * rows_count + row) * chunks + chunk) * PARTS
-        if tl.max(inside.to(tl.int32), 0) == 0:
-            tl.store(out + tl.arange(0, PARTS), tl.zeros([PARTS], tl.int64))
-        else:
-            weight = inside.to(tl.int64)
-            if by_mass:
-                weight = tl.where(inside, _units(z, most, LIBDEVICE), 0)
-            tl.store(out, tl.sum(tl.where(key > (low + 1).to(tl.int32), weight, 0), 0))
-            for j in tl.static_range(1, PARTS):
-                edge = (low + ((high - low) * j >> 4)).to(tl.int32)
-                tl.store(out + j, tl.sum(tl.where(key > edge, weight, 0), 0))
+        _weigh(z, low, high, most, by_mass, out, PARTS, LIBDEVICE)
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from specproxy.kernels.draw import DrawRows, draw
+from specproxy.kernels.draw import draw
+from specproxy.kernels.draw_rows import DrawRows
 from specproxy.kernels.sample import Winners
 
 if TYPE_CHECKING:

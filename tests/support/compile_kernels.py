@@ -16,7 +16,7 @@ from triton.runtime.jit import JITFunction
 
 from specproxy.kernels import compact, draw, draw_cutoffs, layer_parts, ragged_attention, small_product, tree_walk
 from specproxy.kernels.attention import Scoring, Span
-from specproxy.kernels.draw_cutoffs import DrawRows
+from specproxy.kernels.draw_rows import DrawRows
 from specproxy.kernels.paged import KVBuffers, LayerShape
 
 MODULES = (compact, draw, draw_cutoffs, layer_parts, ragged_attention, small_product, tree_walk)

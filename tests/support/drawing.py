@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from specproxy.kernels.draw import DrawRows
+from specproxy.kernels.draw_rows import DrawRows
 
 Cuts = Sequence[tuple[float, int, float, float]]
 """Temperature, top_k, top_p and min_p of each lane."""
