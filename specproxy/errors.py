@@ -7,6 +7,7 @@
     │   └── PolicyError       policy files (file, line, key, expectation)
     ├── WireError             a frame or a peer that does not speak our protocol
     ├── BadLogits             a model answered with NaN
+    ├── RankLost              a process that shares the target has ended
     └── RequestError          becomes an HTTP answer in OpenAI's error form
         ├── InvalidRequest            400
         │   └── ContextTooLong        400 context_length_exceeded
@@ -62,6 +63,10 @@ class BadLogits(SpecproxyError):
     def __init__(self, rows: list[int]) -> None:
         super().__init__(f"NaN among the logits of rows {rows}")
         self.rows = rows
+
+
+class RankLost(SpecproxyError):
+    """A process that holds a part of the target has ended; the engine cannot go on without it."""
 
 
 class RequestError(SpecproxyError):

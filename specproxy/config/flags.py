@@ -15,6 +15,7 @@ _FLAGS = (
     ("--model-name", "model.name", "NAME", "what clients call it; default: the last part of its path"),
     ("--device", "model.device", "DEVICE", "cpu, cuda, cuda:1, …; default: auto"),
     ("--dtype", "model.dtype", "DTYPE", "auto, bfloat16, float16 or float32"),
+    ("--tensor-parallel", "model.tensor_parallel", "N", "GPUs of this host that share the target; default: 1"),
     ("--policies", "policies", "DIR", "directory of policy files"),
     ("--host", "server.host", "ADDRESS", "where to listen; other than loopback needs keys"),
     ("--port", "server.port", "PORT", "port to listen on"),

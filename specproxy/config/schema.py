@@ -18,11 +18,13 @@ RESERVED_NAMES = frozenset({"auto", "off", "engine"})
 class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     """The target. ``path`` is a folder or a Hugging Face id; the default is the bundled house model.
 
-    ``kv_memory``: bytes, or text such as "512MB" or "2GB". ``exactness``: "auto" takes the best rung that the start-up
-    self-test proves; "numeric" skips the padding that bitwise equality needs. ``compile``: "auto" runs a small bf16
-    model of the Llama family on CPU in compiled code, where there is a C++ compiler; "off" never does. ``grow``: the
-    large shape that a small Llama is grown into without changing what it computes, to measure what that shape costs:
-    llama-3-8b, llama-3-70b.
+    ``tensor_parallel``: GPUs of this host that share the target, from ``device`` on; they must divide its heads and MLP
+    width. ``kv_memory``, of each GPU: bytes, or text such as "512MB" or "2GB"; "auto" takes what else leaves of a GPU,
+    or half of what a CPU has free. ``memory_share``: of a GPU's memory, how much may be used in all. ``exactness``:
+    "auto" takes the best rung that the start-up self-test proves; "numeric" skips the padding that bitwise equality
+    needs. ``compile``: "auto" runs a small bf16 model of the Llama family on CPU in compiled code, where there is a C++
+    compiler; "off" never does. ``grow``: the large shape that a small Llama is grown into without changing what it
+    computes, to measure what that shape costs: llama-3-8b, llama-3-70b.
     """
 
     path: str = "house"
@@ -33,6 +35,7 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     tensor_parallel: Count = 1
     max_model_len: Count | Literal["auto"] = "auto"
     kv_memory: int | str = "auto"
+    memory_share: Annotated[float, Meta(gt=0, le=1)] = 0.9
     max_sequences: Count = 32
     threads: Count | Literal["auto"] = "auto"
     path_kind: Literal["auto", "fused", "transformers"] = "auto"

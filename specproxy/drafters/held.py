@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import FunctionType, ModuleType
 
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _LEAVES = (ModuleType, type, str, bytes, int, float, complex)
 
@@ -25,13 +26,18 @@ def _tensors(root: object) -> Iterator[tuple[int, int]]:
     waiting, seen = [root], {id(root)}
     while waiting:
         found = waiting.pop()
-        if isinstance(found, Tensor):
+        if isinstance(found, Tensor) and not _is_made_of_others(found):
             yield _memory(found)
             continue
         for item in _held(found):
             if not isinstance(item, _LEAVES) and id(item) not in seen:
                 seen.add(id(item))
                 waiting.append(item)
+
+
+def _is_made_of_others(found: object) -> bool:
+    """Whether a tensor is a name for several: a quantised weight, for numbers and scales."""
+    return is_traceable_wrapper_subclass(found)
 
 
 def _held(found: object) -> list[object]:

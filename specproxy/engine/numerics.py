@@ -32,6 +32,10 @@ EXPERTS = ("moe", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", 
 """Parts of model-type names with routed experts: rows share expert products, so their bits depend on each other."""
 
 
+MOST_EXACT_RANKS = 2
+"""Ranks whose parts have one sum in either order: see ``models/sharding.py``."""
+
+
 def numerics_fingerprint(model: StepModel, threads: Threads) -> str:
     """SHA-256 (16 hex digits) over device, versions, threads, model, path and widths."""
     spec = model.spec
@@ -46,6 +50,7 @@ def numerics_fingerprint(model: StepModel, threads: Threads) -> str:
         spec.fingerprint,
         spec.path_kind,
         spec.build,
+        spec.ranks,
         str(spec.dtype),
         spec.max_len,
         CANDIDATES,
@@ -85,6 +90,9 @@ def proven_rules(model: StepModel, page_size: int, threads: Threads, exactness: 
         return NUMERIC
     if any(part in model.spec.model_type for part in EXPERTS):
         return Rules("numeric", (), CANDIDATES[-1], PREFILL_ROWS, detail="routed experts share products between rows")
+    if model.spec.ranks > MOST_EXACT_RANKS:
+        why = f"the order in which {model.spec.ranks} ranks add up depends on the other rows"
+        return Rules("numeric", (), CANDIDATES[-1], PREFILL_ROWS, detail=why)
     file = cache_folder() / f"selftest-{numerics_fingerprint(model, threads)}.json"
     try:
         known = json.loads(file.read_text())

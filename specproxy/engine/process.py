@@ -15,7 +15,7 @@ import time
 
 from specproxy.config.schema import DrafterConfig, EngineConfig
 from specproxy.engine.assemble import Assembled, assemble
-from specproxy.errors import SpecproxyError, StartError
+from specproxy.errors import RankLost, SpecproxyError, StartError
 from specproxy.wire import frames
 from specproxy.wire.frames import ToEngine
 
@@ -126,8 +126,8 @@ def main(config: EngineConfig, started: float) -> int:
     """Run the engine; ``started`` is when the process began (time.monotonic). Returns the exit code."""
     link = Link(config.socket)
     try:
-        assembled = assemble(config, lambda what: print(f"engine: {what}", file=sys.stderr, flush=True))
-    except StartError as error:
+        assembled = assemble(config, _tell, _end)
+    except (StartError, RankLost) as error:
         link.send(frames.Failed(str(error)))
         return 1
     link.send(
@@ -144,5 +144,19 @@ def main(config: EngineConfig, started: float) -> int:
     )
     gc.collect()
     gc.freeze()
-    Process(link, assembled).run()
+    try:
+        Process(link, assembled).run()
+    except RankLost as error:
+        _end(str(error))
+    assembled.close()
     return 0
+
+
+def _tell(what: str) -> None:
+    print(f"engine: {what}", file=sys.stderr, flush=True)
+
+
+def _end(why: str) -> None:
+    """End at once: the main thread may wait for a GPU that waits for a process that is gone."""
+    _tell(why)
+    os._exit(1)

@@ -22,6 +22,7 @@ from specproxy.vocabulary import Exactness
 
 if TYPE_CHECKING:
     from specproxy.engine.graphs import StepGraphs
+    from specproxy.engine.ranks.leader import LedBuffers
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ class Runner:
     def __init__(
         self, model: StepModel, kv: KVBuffers, rules: Rules, threads: Threads, graphs: StepGraphs | None = None
     ) -> None:
-        """``graphs``: another runner's over the same model and buffers."""
+        """``graphs``: another runner's over the same model and buffers. Where other ranks share the model, ``self.kv``
+        are buffers that they have too."""
         self.model = model
-        self.kv = kv
+        self._led = _led(model, kv)
+        self.kv = self._led or kv
         self.rules = rules
         self.threads = threads
         self._group = query_group(model)
-        self._graphs = graphs or _graphs(model, kv)
+        self._graphs = graphs or _graphs(model, self.kv)
 
     def under(self, rules: Rules) -> Runner:
         """The same target under other rules."""
@@ -88,6 +91,8 @@ class Runner:
         rows, sampled, device = len(step.ids), len(step.sample), self.model.spec.device
         width = self.rules.width(rows) if step.kind == "decode" else rows
         self.threads.enter(width)
+        if self._led is not None:
+            self._led.run(step, self.rules, hidden)
         if self._graphs is not None and step.kind == "decode" and width <= GRAPHED_ROWS:
             logits, taps = self._graphs.run(step, width, hidden)
             if step.sample == list(range(sampled)):
@@ -111,8 +116,19 @@ class Runner:
 
 def _graphs(model: StepModel, kv: KVBuffers) -> StepGraphs | None:
     """Captured steps, where the target's path is made for it."""
-    if model.spec.path_kind != "device":
+    if not model.spec.captured:
         return None
     from specproxy.engine.graphs import StepGraphs
 
     return StepGraphs(model, kv)
+
+
+def _led(model: StepModel, kv: KVBuffers) -> LedBuffers | None:
+    """``kv`` with their parts on the other ranks, where this is the one that leads them."""
+    if model.group is None:
+        return None
+    from specproxy.engine.ranks.leader import Leader, LedBuffers
+
+    if isinstance(kv, LedBuffers):
+        return kv
+    return model.group.lead(kv) if isinstance(model.group, Leader) else None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specproxy.kernels.attention import Attention
 from specproxy.kernels.paged import KVBuffers, LayerShape
+from specproxy.models.sharding import Group
 
 FINAL = -1
 """A hidden state: the one behind the final norm. i >= 1 means the residual stream after i layers, not normed."""
@@ -22,7 +23,8 @@ FINAL = -1
 @dataclass(frozen=True)
 class ModelSpec:
     """Facts about a loaded model. ``vocab_size`` is the width of its logits; ``max_len`` its context in tokens;
-    ``build`` the identity of compiled code that runs it."""
+    ``build`` the identity of compiled code that runs it; ``ranks`` how many processes share it, ``layers`` being one's
+    part."""
 
     model_type: str
     path_kind: str
@@ -35,13 +37,21 @@ class ModelSpec:
     fingerprint: str
     eos_token_ids: tuple[int, ...]
     build: str = ""
+    ranks: int = 1
+
+    @property
+    def captured(self) -> bool:
+        """Whether its steps are captured in CUDA graphs."""
+        return self.path_kind == "device" and self.device.startswith("cuda")
 
 
 class StepModel(Protocol):
-    """A model as the runner sees it. ``config``: its transformers configuration (of the text part)."""
+    """A model as the runner sees it. ``config``: its transformers configuration (of the text part). ``group``: the
+    processes that share it, ``None`` where it is whole."""
 
     spec: ModelSpec
     config: Any
+    group: Group | None
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [T, D] of ids [T], as the first layer takes them."""
@@ -74,4 +84,5 @@ class StepModel(Protocol):
 
 def query_group(model: StepModel) -> int:
     """Query heads that share a key head, in the layer where most do."""
-    return max(1, int(model.config.num_attention_heads) // min(layer.heads for layer in model.spec.layers))
+    heads = int(model.config.num_attention_heads) // model.spec.ranks
+    return max(1, heads // min(layer.heads for layer in model.spec.layers))

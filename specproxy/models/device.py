@@ -25,6 +25,7 @@ from specproxy.models.base import FINAL, ModelSpec
 from specproxy.models.fused import FusedModel
 from specproxy.models.linear import Linear
 from specproxy.models.norm import Norm
+from specproxy.models.sharding import Group
 
 KERNEL_TYPES = (torch.bfloat16, torch.float16)
 """Types whose products have a kernel of ours; float32 goes through the library."""
@@ -58,8 +59,8 @@ class DeviceNorm:
 class DeviceModel(FusedModel):
     """StepModel over the weights of a stock Llama-family module, with one launch for each part of a layer."""
 
-    def __init__(self, stock: Any, spec: ModelSpec) -> None:
-        super().__init__(stock, replace(spec, path_kind="device"), DeviceLinear, DeviceNorm)
+    def __init__(self, stock: Any, spec: ModelSpec, group: Group | None = None) -> None:
+        super().__init__(stock, replace(spec, path_kind="device"), DeviceLinear, DeviceNorm, group)
         self._turn = Turn(self._cos[:, 0], self._sin[:, 0])
         self._norms = [
             None if layer.q_norm is None or layer.k_norm is None else HeadNorms(layer.q_norm, layer.k_norm, self._eps)

@@ -4,7 +4,8 @@ Why it exists: at one row a small model's step is dispatch, not arithmetic. Merg
 the merged tensor and one KV write per layer take the house target from 7 ms to about 3 ms on two CPU cores. The stock
 module stays as it is, for audits.
 
-Shapes: T rows, D hidden width, Hq query heads, Hk key heads, W head width, I intermediate width, V vocabulary.
+Shapes: T rows, D hidden width, Hq query heads, Hk key heads, W head width, I intermediate width, V vocabulary. Of a
+model that several processes share Hq, Hk and I are one's part.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import FINAL, ModelSpec
 from specproxy.models.linear import Linear, make_linear
 from specproxy.models.norm import Norm, make_rms_norm
+from specproxy.models.sharding import Group
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class _Layer:
 
 
 class FusedModel:
-    """StepModel over the weights of a stock Llama-family module. ``linear``, ``norm``: makers of products and norms."""
+    """StepModel over the weights of a stock Llama-family module. ``linear``, ``norm``: makers of products and norms.
+    ``group``: the processes that share the model, where ``stock`` holds a part of it (``sharding.py``)."""
 
     def __init__(
         self,
@@ -76,12 +79,15 @@ class FusedModel:
         spec: ModelSpec,
         linear: Callable[[Tensor, Tensor | None], Linear] = make_linear,
         norm: Callable[[Tensor, float], Norm] = make_rms_norm,
+        group: Group | None = None,
     ) -> None:
         config, base = stock.config, stock.model
         self.spec = spec
         self.stock = stock
         self.config = config
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.group = group
+        self._heads = config.num_attention_heads // spec.ranks
+        self._kv_heads = config.num_key_value_heads // spec.ranks
         self._eps = config.rms_norm_eps
         self._make_linear, self._make_norm = linear, norm
         self._scale = spec.layers[0].k_dim ** -0.5
@@ -101,9 +107,9 @@ class FusedModel:
             input_norm=self._make_norm(layer.input_layernorm.weight, self._eps),
             post_norm=self._make_norm(layer.post_attention_layernorm.weight, self._eps),
             qkv=self._product(*_merge([attention.q_proj, attention.k_proj, attention.v_proj])),
-            o=self._product(attention.o_proj.weight, attention.o_proj.bias),
+            o=self._whole(self._product(attention.o_proj.weight, attention.o_proj.bias)),
             gate_up=self._product(*_merge([mlp.gate_proj, mlp.up_proj])),
-            down=self._product(mlp.down_proj.weight, mlp.down_proj.bias),
+            down=self._whole(self._product(mlp.down_proj.weight, mlp.down_proj.bias)),
             q_norm=attention.q_norm.weight if family.qk_norm else None,
             k_norm=attention.k_norm.weight if family.qk_norm else None,
             scoring=Scoring(self._scale, window),
@@ -114,6 +120,11 @@ class FusedModel:
         linear = self._make_linear(weight, bias)
         self._products[tuple(weight.shape)] = (linear, weight.shape[1])
         return linear
+
+    def _whole(self, part: Linear) -> Linear:
+        """The product of which ``part`` is this rank's, summed over the ranks."""
+        group = self.group
+        return part if group is None else lambda x: group.add(part(x))
 
     def bytes(self) -> int:
         """Memory of the weights."""

@@ -20,17 +20,20 @@ from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.models.base import FINAL, ModelSpec
+from specproxy.models.sharding import Group
 
 _instance_numbers = itertools.count()
 
 
 @dataclass
 class _StepContext:
-    """What the attention closure needs of the step that runs now. ``shapes`` is filled while recording."""
+    """What the attention closure needs of the step that runs now. ``shapes`` and ``dtype``, of the keys, are filled
+    while recording."""
 
     plan: Attention | None = None
     kv: KVBuffers | None = None
     shapes: dict[int, LayerShape] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
 
 
 class GenericModel:
@@ -40,6 +43,7 @@ class GenericModel:
         from transformers import AttentionInterface, AttentionMaskInterface
 
         self.stock = stock
+        self.group: Group | None = None
         self.config = stock.config.get_text_config()
         self.embed = stock.get_input_embeddings()
         self.head = stock.get_output_embeddings()
@@ -49,7 +53,9 @@ class GenericModel:
         AttentionMaskInterface.register(name, _no_mask)
         self._name = name
         with self.own_attention():
-            self.spec = replace(spec, layers=self._record())
+            layers = self._record()
+        # Of a quantised module no parameter need be of the type that it computes in.
+        self.spec = replace(spec, layers=layers, dtype=self._context.dtype or spec.dtype)
 
     @contextmanager
     def own_attention(self) -> Iterator[None]:
@@ -75,12 +81,12 @@ class GenericModel:
         return tuple(shapes[i] for i in range(len(shapes)))
 
     def products(self) -> list[tuple[Callable[[Tensor], Tensor], int]]:
-        """See StepModel.products."""
-        found = {
-            tuple(module.weight.shape): (module, module.in_features)
-            for module in self.stock.modules()
-            if isinstance(module, torch.nn.Linear)
-        }
+        """See StepModel.products. Quantised products are not always nn.Linear; they all say how wide their input is."""
+        found: dict[tuple[object, ...], tuple[Callable[[Tensor], Tensor], int]] = {}
+        for module in self.stock.modules():
+            width = getattr(module, "in_features", None)
+            if isinstance(width, int):
+                found[type(module), width, getattr(module, "out_features", None)] = (module, width)
         return list(found.values())
 
     def forward(
@@ -103,6 +109,7 @@ class GenericModel:
             logits_to_keep=rows if rows is not None else 0,
             **({"output_hidden_states": layers} if layers else {}),
         )
+        self._context.plan = self._context.kv = None  # a step's buffers are not the model's to keep
         return result.logits[0], [result.hidden_states[layer][0] for layer in layers]
 
     def _output_of(self, state: int) -> int:
@@ -127,6 +134,7 @@ class GenericModel:
         count, heads, v_dim = query.shape[2], query.shape[1], value.shape[3]
         if context.plan is None or context.kv is None:
             context.shapes[layer] = LayerShape(key.shape[1], key.shape[3], v_dim)
+            context.dtype = key.dtype
             return value.new_zeros(1, count, heads, v_dim), None
         rows = torch.cat([key[0].transpose(0, 1).reshape(count, -1), value[0].transpose(0, 1).reshape(count, -1)], 1)
         context.kv.write(layer, context.plan.slots, rows)

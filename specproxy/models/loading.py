@@ -13,8 +13,10 @@ import torch
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.paged import LayerShape
 from specproxy.models.base import ModelSpec, StepModel
-from specproxy.models.fused import FusedModel, can_fuse
+from specproxy.models.fused import FAMILIES, FusedModel, can_fuse
 from specproxy.models.generic import GenericModel
+from specproxy.models.quantised import Quantised, read_quantised
+from specproxy.models.sharding import Group, check_shares, keep_share
 
 RECURRENT = frozenset(
     [
@@ -65,9 +67,11 @@ def load_model(
     path_kind: str = "auto",
     trust_remote_code: bool = False,
     grow: str = "",
+    group: Group | None = None,
 ) -> tuple[StepModel, Path]:
     """A StepModel and its folder. ``path_kind``: "fused", "transformers", or "auto" (fused where it is exact).
-    ``grow``: the large shape that it is grown into (``grown/``).
+    ``grow``: the large shape that it is grown into (``grown/``). ``group``: the processes that share it; each loads its
+    own part.
 
     Raises ModelLoadError with one message for the user.
     """
@@ -75,31 +79,43 @@ def load_model(
     config = _load_config(folder, path, trust_remote_code)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    stock = _load_stock(folder, path, config, dtype, device, trust_remote_code)
+    plain_only = {"model.path_kind fused": path_kind == "fused", "model.grow": grow, "model.tensor_parallel": group}
+    quantised = read_quantised(config, folder, path, device, plain_only)
+    fuse = path_kind != "transformers" and quantised is None and can_fuse(config)
+    if path_kind == "fused" and not fuse:
+        raise ModelLoadError(f"{path}: the fused path does not cover model type {config.model_type}; use auto")
+    if group is not None:
+        if not fuse:
+            kind = config.model_type
+            raise ModelLoadError(f"{path}: model.tensor_parallel covers {', '.join(FAMILIES)}; {kind} runs on one GPU")
+        device = group.place(device)
+    stock = _load_stock(folder, path, config, quantised, dtype, device, trust_remote_code, None if grow else group)
     identity = fingerprint(folder)
     if grow:
         from specproxy.models.grown.target import grown_stock
 
-        grown = grown_stock(stock, folder, grow)
+        grown = grown_stock(stock, folder, grow, group=group)
         stock, identity = grown.model, grown.fingerprint
-    fuse = path_kind != "transformers" and can_fuse(stock.config)
-    if path_kind == "fused" and not fuse:
-        raise ModelLoadError(f"{path}: the fused path does not cover model type {config.model_type}; use auto")
-    spec = _describe(stock, folder, device, max_len, "fused" if fuse else "transformers", identity)
+    ranks = 1 if group is None else group.size
+    spec = _describe(stock, folder, device, max_len, "fused" if fuse else "transformers", identity, ranks)
     try:
-        model: StepModel = _fused(stock, spec) if fuse else GenericModel(stock, spec)
+        model: StepModel = _fused(stock, spec, group) if fuse else GenericModel(stock, spec)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"{path}: out of memory while preparing the model: {error}") from None
+    except (RuntimeError, ImportError, AttributeError, TypeError) as error:
+        if quantised is None:
+            raise
+        raise quantised.failure(path, device, error) from None
     return model, folder
 
 
-def _fused(stock: Any, spec: ModelSpec) -> StepModel:
+def _fused(stock: Any, spec: ModelSpec, group: Group | None) -> StepModel:
     """The layer loop for where the model is: kernels on a GPU, torch elsewhere, where there may be no Triton."""
     if not spec.device.startswith("cuda"):
-        return FusedModel(stock, spec)
+        return FusedModel(stock, spec, group=group)
     from specproxy.models.device import DeviceModel
 
-    return DeviceModel(stock, spec)
+    return DeviceModel(stock, spec, group)
 
 
 def _load_config(folder: Path, path: str, trust_remote_code: bool) -> Any:
@@ -121,7 +137,17 @@ def _load_config(folder: Path, path: str, trust_remote_code: bool) -> Any:
     return config
 
 
-def _load_stock(folder: Path, path: str, config: Any, dtype: str, device: str, trust_remote_code: bool) -> Any:
+def _load_stock(
+    folder: Path,
+    path: str,
+    config: Any,
+    quantised: Quantised | None,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    group: Group | None,
+) -> Any:
+    """transformers' module; of ``group``'s ranks each keeps its part before anything goes to its device."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -130,14 +156,23 @@ def _load_stock(folder: Path, path: str, config: Any, dtype: str, device: str, t
     if isinstance(wanted, str):
         wanted = DTYPES.get(wanted, torch.float32)
     try:
-        stock = AutoModelForCausalLM.from_pretrained(
+        stock, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=wanted or torch.float32,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             attn_implementation="sdpa" if _has_sdpa(config) else "eager",
+            output_loading_info=True,
+            **({} if quantised is None else quantised.options),
         )
-        stock = stock.to(device)
+        if quantised is not None:
+            quantised.check_complete(path, loading["missing_keys"])
+        if group is not None:
+            check_shares(stock.config, group.size, path)
+            for layer in stock.model.layers:
+                keep_share(layer, group)
+        if quantised is None or not quantised.placed:
+            stock = stock.to(device)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelLoadError(f"{path}: does not fit the memory of {device}: {error}") from None
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
@@ -155,7 +190,9 @@ def _has_sdpa(config: Any) -> bool:
         return False
 
 
-def _describe(stock: Any, folder: Path, device: str, max_len: int | None, path_kind: str, identity: str) -> ModelSpec:
+def _describe(
+    stock: Any, folder: Path, device: str, max_len: int | None, path_kind: str, identity: str, ranks: int
+) -> ModelSpec:
     config = stock.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -172,9 +209,10 @@ def _describe(stock: Any, folder: Path, device: str, max_len: int | None, path_k
         max_len=min(limits),
         dtype=stock.dtype,
         device=device,
-        layers=tuple(LayerShape(kv_heads, width, width) for _ in range(config.num_hidden_layers)),
+        layers=tuple(LayerShape(kv_heads // ranks, width, width) for _ in range(config.num_hidden_layers)),
         fingerprint=identity,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        ranks=ranks,
     )
 
 

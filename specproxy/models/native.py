@@ -127,11 +127,12 @@ def native_model(model: StepModel, progress: Callable[[str], None]) -> NativeMod
 
 
 def _fits(model: FusedModel) -> bool:
-    """Whether the code can run ``model``: bf16 on CPU, widths in whole panels, and small enough to gain."""
+    """Whether the code can run ``model``: whole, bf16 on CPU, widths in whole panels, and small enough to gain."""
     spec, config = model.spec, model.config
     widths = [spec.hidden_size, spec.vocab_size, config.intermediate_size]
     return (
         spec.device == "cpu"
+        and spec.ranks == 1
         and spec.dtype == torch.bfloat16
         and all(width % PANEL == 0 for width in widths)
         and all(heads_fit(config.num_attention_heads, shape) for shape in spec.layers)

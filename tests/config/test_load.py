@@ -100,6 +100,14 @@ def test_variables_become_the_type_of_their_setting() -> None:
     assert config.drafters["d"].max_k == 4
 
 
+@pytest.mark.parametrize("share", ["0", "1.5", "much"])
+def test_a_share_of_memory_is_a_part_of_it(share: str) -> None:
+    """What may be used of a GPU's memory is more than nothing and no more than all."""
+    refusal = f'flag model.memory_share: expected a number above 0 to 1, got "{share}"'
+    assert refusal in faults(flags={"model.memory_share": share})
+    assert load_start_config(flags={"model.memory_share": "0.8"}).model.memory_share == 0.8
+
+
 def test_every_fault_is_told_with_its_source() -> None:
     """The variable or flag, the value, the expectation, and what may have been meant."""
     assert faults(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from specproxy.errors import ModelLoadError
 from specproxy.models.grown.placing import Fill, Filler, Placement, place, read_sizes
 from specproxy.models.grown.shapes import Shape, find_shape, layer_map
+from specproxy.models.sharding import Group, check_shares, keep_share
 
 MERGED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
 """Projections of one input. They are row views of one tensor: a layer loop that merges them frees a block of the size
@@ -55,8 +56,8 @@ class RealIds:
         return scores.masked_fill(padding, float("-inf"))
 
 
-def grown_stock(stock: Any, folder: Path, shape_name: str, fill: Fill = "random") -> Grown:
-    """The small ``stock`` of ``folder`` in the shape of that name, on its device and in its type.
+def grown_stock(stock: Any, folder: Path, shape_name: str, fill: Fill = "random", group: Group | None = None) -> Grown:
+    """The small ``stock`` of ``folder`` in the shape of that name, on its device and in its type; see ``grow_target``.
 
     Raises ModelLoadError.
     """
@@ -64,7 +65,7 @@ def grown_stock(stock: Any, folder: Path, shape_name: str, fill: Fill = "random"
 
     shape = find_shape(shape_name)
     try:
-        model = grow_target(stock, shape, stock.device, stock.dtype, fill)
+        model = grow_target(stock, shape, stock.device, stock.dtype, fill, group)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"{folder.name} as {shape_name} does not fit {stock.device}: {error}") from None
     return Grown(
@@ -76,11 +77,19 @@ def grown_stock(stock: Any, folder: Path, shape_name: str, fill: Fill = "random"
 
 
 @torch.no_grad()
-def grow_target(stock: Any, shape: Shape, device: str | torch.device, dtype: torch.dtype, fill: Fill = "random") -> Any:
+def grow_target(
+    stock: Any,
+    shape: Shape,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    fill: Fill = "random",
+    group: Group | None = None,
+) -> Any:
     """A LlamaForCausalLM of ``shape`` that computes what the LlamaForCausalLM ``stock`` does, target or draft model.
 
     It is made layer by layer on ``device``; beside the result there is never more than one weight of the small model.
-    ``fill``: what stands in weights that meet zeros alone; the same bits for the same shape, device and type. Raises
+    ``fill``: what stands in weights that meet zeros alone; the same bits for the same shape, device and type.
+    ``group``: of the processes that share it each keeps its part of a layer before the next is made. Raises
     ModelLoadError where ``stock`` cannot be grown.
     """
     where = str(stock.config.name_or_path or "model")
@@ -92,10 +101,14 @@ def grow_target(stock: Any, shape: Shape, device: str | torch.device, dtype: tor
     layers = layer_map(stock.config.num_hidden_layers, shape.layers)
     filler = Filler(fill, device, dtype)
     model = _empty(stock, shape, placement.eps, device, dtype)
+    if group is not None:
+        check_shares(model.config, group.size, where)
     _grow_ends(stock, model, shape, placement, filler)
     standing = {after - 1: layer for after, layer in zip(layers[1:], stock.model.layers, strict=True)}
     for index, layer in enumerate(model.model.layers):
         _fill_layer(layer, shape, filler, _putter(standing.get(index), placement))
+        if group is not None:
+            keep_share(layer, group)
     return model.eval().requires_grad_(False)
 
 
