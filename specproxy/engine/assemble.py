@@ -7,19 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from specproxy.config.schema import DrafterConfig, EngineConfig
 from specproxy.drafters import registry
 from specproxy.drafters.base import Drafter
+from specproxy.engine.capture import Captures
 from specproxy.engine.controller import Controller
 from specproxy.engine.drafting import Drafting
 from specproxy.engine.loop import Engine
-from specproxy.engine.memory import count_pages
+from specproxy.engine.memory import plan_start, settle
 from specproxy.engine.numerics import describe, proven_path
 from specproxy.engine.own_texts import write_own_texts
 from specproxy.engine.pages import PagePool
+from specproxy.engine.ranks.leader import load_target
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.threads import Threads
@@ -27,10 +30,13 @@ from specproxy.engine.warmup import measure_chains, measure_steps
 from specproxy.errors import ModelLoadError
 from specproxy.heads.base import OwnText, TargetFacts
 from specproxy.kernels.paged import KVBuffers
-from specproxy.models.base import StepModel
-from specproxy.models.loading import load_model, tokenizer_hash, tokenizer_size
+from specproxy.models.base import ModelSpec, StepModel
+from specproxy.models.loading import tokenizer_hash, tokenizer_size
 from specproxy.models.native import NativeModel
 from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
+
+if TYPE_CHECKING:
+    from specproxy.engine.rounds import Rounds
 
 PAGE_SIZE = 64
 """Tokens per page. Divides the attention's key block and the prefill chunk."""
@@ -80,23 +86,29 @@ class Assembled:
     model: ModelInfo
     numerics: Numerics
     configs: dict[str, DrafterConfig]
+    captures: Captures
 
     def load_drafter(self, name: str, config: DrafterConfig) -> None:
         """Load one drafter and offer it from the next step on. Raises StartError."""
         engine = self.engine
         engine.runner.threads.enter(1)
         drafter = load_drafter(name, config, self.host)
-        chains, catch_up = measure_chains(engine.runner, engine.scheduler.pool, self.host.vocab_size, drafter)
-        engine.drafting.add(drafter, chains, catch_up)
+        self.captures.capture(drafter.needs.hidden, self.host.progress)
+        engine.add(drafter)
+        chains, catch_up = measure_chains(engine, self.host.vocab_size, drafter)
+        engine.drafting.price(name, chains, catch_up)
         self.configs[name] = config
 
     def unload_drafter(self, name: str) -> None:
         """Drop a drafter; rows that used it go on without."""
-        for sequence in self.engine.scheduler.all():
-            sequence.drafts.pop(name, None)
-            sequence.begun.discard(name)
-        self.engine.drafting.forget(name)
+        self.engine.forget(name)
         self.configs.pop(name, None)
+
+    def close(self) -> None:
+        """End the processes that share the target with this one."""
+        group = self.engine.runner.model.group
+        if group is not None:
+            group.leave()
 
     def drafter_infos(self) -> list[DrafterInfo]:
         """The loaded drafters."""
@@ -108,33 +120,41 @@ class Assembled:
 
 def load_drafter(name: str, config: DrafterConfig, host: DrafterHost) -> Drafter:
     """A drafter as declared. Raises ConfigError or ModelLoadError."""
-    return registry.load(name, config.type, {"path": config.path, "max_k": config.max_k, **config.options}, host)
-
-
-def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled:
-    """Load everything; ``progress`` is told what happens. Raises StartError with one message for the user."""
-    wanted = config.model
-    torch.set_grad_enabled(False)
-    threads = Threads.choose(wanted.threads)
-    if wanted.tensor_parallel != 1:
-        raise ModelLoadError("model.tensor_parallel: only 1 is available; expected 1")
-    progress(f"loading {wanted.path}")
-    model, folder = load_model(
-        wanted.path,
-        dtype=wanted.dtype,
-        device=wanted.device,
-        max_len=None if wanted.max_model_len == "auto" else wanted.max_model_len,
-        path_kind=wanted.path_kind,
-        trust_remote_code=wanted.trust_remote_code,
-        grow=wanted.grow,
-    )
-    model, rules = proven_path(model, PAGE_SIZE, threads, wanted, progress)
-    num_pages = count_pages(wanted, model.spec, PAGE_SIZE)
+    options = {"path": config.path, "max_k": config.max_k, **config.options}
     try:
-        kv = KVBuffers.allocate(model.spec.layers, num_pages, PAGE_SIZE, model.spec.dtype, model.spec.device)
-    except (RuntimeError, MemoryError) as error:
-        raise ModelLoadError(f"{num_pages} pages of KV do not fit the memory of {model.spec.device}: {error}") from None
-    runner = Runner(model, kv, rules, threads)
+        return registry.load(name, config.type, options, host)
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"drafters.{name}: does not fit what the target left of {host.device}'s memory; lower model.kv_memory or "
+            f"model.max_sequences: {error}"
+        ) from None
+
+
+def assemble(
+    config: EngineConfig, progress: Callable[[str], None], lost: Callable[[str], None] = lambda _: None
+) -> Assembled:
+    """Load everything; ``progress`` is told what happens, and ``lost``, from a thread of its own, if one of several
+    processes that share the target ends. Raises StartError with one message for the user."""
+    torch.set_grad_enabled(False)
+    progress(f"loading {config.model.path}")
+    model, folder = load_target(config.model, lost)
+    try:
+        return _assemble(config, model, folder, progress)
+    except BaseException:
+        if model.group is not None:
+            model.group.leave()
+        raise
+
+
+def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Callable[[str], None]) -> Assembled:
+    """The engine around a target that is loaded."""
+    wanted = config.model
+    threads = Threads.choose(wanted.threads)
+    model, rules = proven_path(model, PAGE_SIZE, threads, wanted, progress)
+    plan = plan_start(config, model, folder, rules, PAGE_SIZE)
+    kv = _allocate(plan.pages, model.spec)
+    captures = Captures(model, kv, rules, wanted.max_sequences)
+    runner = Runner(model, kv, rules, threads, captures.graphs)
     host = DrafterHost(
         vocab_size=min(tokenizer_size(folder), model.spec.vocab_size),
         max_model_len=model.spec.max_len,
@@ -142,19 +162,21 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         tokenizer=tokenizer_hash(folder),
         target=_facts(model, folder, wanted.grow),
         model=model,
-        kv=kv,
-        num_pages=num_pages,
+        kv=runner.kv,
+        num_pages=plan.pages,
         page_size=PAGE_SIZE,
         tell=progress,
         write_texts=partial(write_own_texts, runner, folder, PAGE_SIZE),
     )
-    host.on_allocate(kv.zero_page)
-    pool = PagePool(num_pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
+    host.on_allocate(runner.kv.zero_page)
+    pool = PagePool(plan.pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
+    captures.capture((), progress)
     progress("measuring step times")
     controller = Controller(measure_steps(runner, pool, host.vocab_size), time.monotonic)
     drafting = Drafting(controller, time.monotonic, trees=rules.trees or not rules.exact, max_rows=wanted.max_sequences)
     scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, drafting.release)
-    engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic)
+    rounds = _rounds(runner, drafting)
+    engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic, rounds)
     info = ModelInfo(
         name=wanted.name or Path(wanted.path).name,
         fingerprint=model.spec.fingerprint,
@@ -162,11 +184,32 @@ def assemble(config: EngineConfig, progress: Callable[[str], None]) -> Assembled
         vocab_size=host.vocab_size,
         eos_token_ids=list(model.spec.eos_token_ids),
     )
-    assembled = Assembled(engine, host, info, describe(model, rules, threads), {})
+    assembled = Assembled(engine, host, info, describe(model, rules, threads), {}, captures)
     for name, drafter_config in config.drafters.items():
         progress(f"loading drafter {name}")
         assembled.load_drafter(name, drafter_config)
+    drafters = drafting.drafters
+    captures.capture([state for drafter in drafters.values() for state in drafter.needs.hidden], progress)
+    for line in settle(plan, drafters, captures.bytes).lines():
+        progress(line)
     return assembled
+
+
+def _allocate(pages: int, spec: ModelSpec) -> KVBuffers:
+    """The target's KV. Raises ModelLoadError where a plan was too bold."""
+    try:
+        return KVBuffers.allocate(spec.layers, pages, PAGE_SIZE, spec.dtype, spec.device)
+    except (RuntimeError, MemoryError) as error:
+        raise ModelLoadError(f"{pages} pages of KV do not fit the memory of {spec.device}: {error}") from None
+
+
+def _rounds(runner: Runner, drafting: Drafting) -> Rounds | None:
+    """Rounds on the device, where the target's path is made for them."""
+    if runner.model.spec.path_kind != "device" or runner.model.spec.ranks > 1:
+        return None
+    from specproxy.engine.rounds import Rounds
+
+    return Rounds(runner, drafting, time.monotonic)
 
 
 def _facts(model: StepModel, folder: Path, grown: str) -> TargetFacts:

@@ -1,29 +1,27 @@
 """Decode steps of the target as CUDA graphs: the same launches, without the host between them.
 
-A graph is captured for a shape of step (rows, blocks, how far keys may reach, which states are wanted) when that shape
-first occurs, which the measurements at start see to for the usual ones. What changes from step to step lies in buffers
-at fixed addresses.
+A graph is captured for a shape of step (``step_shapes.py``): for the usual ones at start, for others when they first
+occur. What changes from step to step lies in buffers at fixed addresses.
 
 Shapes: T rows, N sampled rows, V vocabulary, D hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from specproxy.engine.step import Step
+from specproxy.engine.step_shapes import SHORT, StepShape, padded_blocks, padded_rows, short_reach
 from specproxy.kernels.paged import KVBuffers
 from specproxy.kernels.ragged_attention import RaggedAttention
 from specproxy.kernels.ragged_rows import RaggedRows, RowShape, count_blocks
 from specproxy.models.base import StepModel, query_group
-
-SHORT = 4096
-"""Contexts up to here have graphs of their own, with fewer programs that stand by for keys far away."""
 
 
 class Captured:
@@ -46,16 +44,6 @@ class Captured:
         self._graph.replay()
 
 
-class _Shape(NamedTuple):
-    """What a graph is captured for."""
-
-    rows: int
-    blocks: int
-    reach: int
-    trees: bool
-    hidden: tuple[int, ...]
-
-
 @dataclass
 class _Feed:
     """Inputs of a step on the host and on the device. ``numbers`` [2, T] int64: ids and positions."""
@@ -67,7 +55,7 @@ class _Feed:
 class _StepGraph:
     """One shape's graph with its buffers. Every row's logits are computed: the head reads its weight once for all."""
 
-    def __init__(self, model: StepModel, kv: KVBuffers, shape: _Shape, group: int, pool: Any) -> None:
+    def __init__(self, model: StepModel, kv: KVBuffers, shape: StepShape, group: int, pool: Any) -> None:
         self._model, self._kv, self._shape, self._group = model, kv, shape, group
         rows = RowShape(shape.rows, shape.blocks, shape.blocks, -(-shape.reach // kv.page_size))
         device = model.spec.device
@@ -107,27 +95,55 @@ class _StepGraph:
 
 
 class StepGraphs:
-    """All graphs of a target. Steps run one behind the other, so they share their memory."""
+    """All graphs of a target. Steps run one behind the other, so they share their memory. ``bytes``: of the device's
+    memory, what captures took so far."""
 
     def __init__(self, model: StepModel, kv: KVBuffers) -> None:
+        self.bytes = 0
         self._model, self._kv = model, kv
         self._group = query_group(model)
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[_Shape, _StepGraph] = {}
+        self._graphs: dict[StepShape, _StepGraph] = {}
+
+    def __len__(self) -> int:
+        return len(self._graphs)
 
     def run(self, step: Step, width: int, hidden: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Execute a decode step padded to ``width`` rows: logits [width, V], states [width, D]."""
+        """Execute a decode step padded to ``width`` rows or more, T: logits [T, V], states [T, D]."""
+        rows = padded_rows(width)
         blocks = count_blocks([span.count for span in step.spans], self._group)
         end = max(span.end for span in step.spans)
         limit = self._model.spec.max_len + self._kv.page_size
-        shape = _Shape(
-            width,
-            1 << (blocks - 1).bit_length(),
-            min(SHORT, limit) if end <= SHORT else limit,
+        shape = StepShape(
+            rows,
+            padded_blocks(blocks, rows, self._group),
+            short_reach(self._model.spec.max_len, self._kv.page_size) if end <= SHORT else limit,
             any(span.words is not None for span in step.spans),
             tuple(hidden),
         )
+        return self._graph(shape).run(step)
+
+    def capture(self, shapes: Iterable[StepShape], seconds: float) -> int:
+        """Capture ``shapes`` in their order, as many as can be begun within ``seconds``; how many were left out."""
+        until, left = time.monotonic() + seconds, 0
+        for shape in shapes:
+            if shape not in self._graphs and time.monotonic() > until:
+                left += 1
+            else:
+                self._graph(shape)
+        return left
+
+    def _graph(self, shape: StepShape) -> _StepGraph:
+        """The graph of ``shape``, captured now if it is a new one; what that takes is measured around it."""
         graph = self._graphs.get(shape)
         if graph is None:
+            before = _free(self._model.spec.device)
             graph = self._graphs[shape] = _StepGraph(self._model, self._kv, shape, self._group, self._pool)
-        return graph.run(step)
+            self.bytes += max(0, before - _free(self._model.spec.device))
+        return graph
+
+
+def _free(device: str) -> int:
+    """Bytes of the device that nobody holds, the allocator's unused ones included."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]

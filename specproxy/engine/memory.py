@@ -1,56 +1,87 @@
-"""How many pages of KV there are."""
+"""Measures a device's memory, and what a target and its drafters take of it, for the plan (``memory_plan.py``)."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from specproxy.config.schema import ModelConfig
-from specproxy.errors import ConfigError, ModelLoadError
-from specproxy.kernels.paged import KEY_BLOCK, KVBuffers
-from specproxy.models.base import ModelSpec
+from specproxy.config.schema import EngineConfig
+from specproxy.drafters.base import Drafter
+from specproxy.drafters.held import held_bytes
+from specproxy.engine.capture import step_shapes
+from specproxy.engine.drafter_sizes import HEADS, DrafterSize, TargetSize, drafter_size
+from specproxy.engine.memory_plan import MIB, DeviceMemory, MemoryPlan, Reserves, check_settled, on_gpu, plan_memory
+from specproxy.engine.runner import Rules
+from specproxy.engine.step_shapes import WIDTHS, StepShape, short_reach
+from specproxy.models.base import ModelSpec, StepModel, query_group
 
-AUTO_SHARE = 0.5
-"""Of the free memory at most this share becomes KV by default; drafters, activations and the server need the rest."""
+LAUNCHES = 10
+"""Kernels of a layer in a captured step, at most."""
 
-_UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
+LAUNCH_BYTES = 8192
+"""Set aside for each kernel of a captured step; what captures do take is measured."""
 
+SAMPLING_BYTES = 24
+"""For each logit of a step beside the logit and its copy: scores and masks in float32."""
 
-def parse_bytes(value: int | str) -> int:
-    """A number, or text such as 512MB, 2GB or 1000000, in bytes. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB)?\s*", str(value).upper().replace("IB", "B"))
-    if match is None:
-        raise ConfigError(f"model.kv_memory: {value!r}; expected auto, a number of bytes, or text such as 512MB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def count_pages(config: ModelConfig, spec: ModelSpec, page_size: int) -> int:
-    """Pages of ``page_size`` tokens, reserved ones included.
-
-    ``auto``: enough for every sequence at full length, but at most half the free memory. Raises ConfigError or, where
-    not even one full sequence fits, ModelLoadError with the numbers.
-    """
-    per_token = sum(layer.width for layer in spec.layers) * spec.dtype.itemsize
-    per_page = per_token * page_size
-    per_sequence = -(-spec.max_len // page_size)
-    if config.kv_memory == "auto":
-        pages = min(config.max_sequences * per_sequence, int(free_memory(spec.device) * AUTO_SHARE) // per_page)
-    else:
-        pages = (parse_bytes(config.kv_memory) - KEY_BLOCK * per_token) // per_page
-    if pages < per_sequence:
-        raise ModelLoadError(
-            f"KV for one sequence of {spec.max_len} tokens needs {per_sequence * per_page / 2**20:.0f} MB, "
-            f"available are {max(0, pages) * per_page / 2**20:.0f} MB; lower model.max_model_len or raise "
-            "model.kv_memory"
-        )
-    return pages + KVBuffers.RESERVED_PAGES
+LIBRARIES = 64 * MIB
+"""Workspaces of the libraries that compute prompts."""
 
 
-def free_memory(device: str) -> int:
-    """Bytes that could be allocated now."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+def plan_start(config: EngineConfig, model: StepModel, folder: Path, rules: Rules, page_size: int) -> MemoryPlan:
+    """The plan for a target that is loaded and drafters that are not. Raises ConfigError or ModelLoadError, with the
+    numbers where it does not fit."""
+    wanted, spec = config.model, model.spec
+    target = TargetSize(spec, folder, held_bytes(model), wanted.grow)
+    sizes = [drafter_size(name, drafter, target) for name, drafter in config.drafters.items()]
+    heads = sum(drafter.type in HEADS for drafter in config.drafters.values())
+    shapes = step_shapes(rules, (), query_group(model), short_reach(spec.max_len, page_size), wanted.max_sequences)
+    reserves = Reserves(0, 0)
+    if on_gpu(spec.device):
+        # The plain steps, those that give each head its states, and as many that nobody foresees.
+        graphs = (heads + 2) * graph_bytes(shapes, spec) if spec.path_kind == "device" else 0
+        reserves = Reserves(graphs, workspace_bytes(model, rules.prefill_rows))
+    known = [size for size in sizes if size is not None]
+    return plan_memory(wanted, spec, read_memory(spec.device), target.weights, known, reserves, page_size)
+
+
+def settle(plan: MemoryPlan, drafters: Mapping[str, Drafter], captured: int) -> MemoryPlan:
+    """The plan as it came out, with all that was measured. Raises ModelLoadError where too little is left."""
+    planned = {size.name: size for size in plan.drafters}
+    sizes = []
+    for name, drafter in drafters.items():
+        size, held = planned.get(name), drafter.memory()
+        if size is not None:
+            sizes.append(size.measured(held.weights))
+        elif any(held):
+            sizes.append(DrafterSize(name, held.weights + held.kv, 0, "measured"))
+    settled = plan.settled(sizes, captured, read_memory(plan.device).free)
+    check_settled(settled)
+    return settled
+
+
+def graph_bytes(shapes: list[StepShape], spec: ModelSpec) -> int:
+    """What capturing ``shapes`` is expected to take: each keeps its logits, and one set of activations serves all."""
+    logits = sum(shape.rows for shape in shapes) * spec.vocab_size * spec.dtype.itemsize
+    return logits + len(shapes) * len(spec.layers) * LAUNCHES * LAUNCH_BYTES
+
+
+def workspace_bytes(model: StepModel, prefill_rows: int) -> int:
+    """What a prompt chunk of so many rows, or the sampling of the widest step, takes for itself."""
+    spec, config = model.spec, model.config
+    inner = int(getattr(config, "intermediate_size", None) or 4 * spec.hidden_size)
+    chunk = prefill_rows * (8 * spec.hidden_size + 3 * inner) * spec.dtype.itemsize
+    sampling = WIDTHS[-1] * spec.vocab_size * (2 * spec.dtype.itemsize + SAMPLING_BYTES)
+    return chunk + sampling + LIBRARIES
+
+
+def read_memory(device: str) -> DeviceMemory:
+    """What the device has, and what could be allocated now."""
+    if on_gpu(device):
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return DeviceMemory(total, free)
+    facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return DeviceMemory(*(int(facts[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable")))

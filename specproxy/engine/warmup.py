@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
+from specproxy.engine.controller import LEAST_CHAIN
 from specproxy.engine.costs import CostTable
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
@@ -17,11 +19,16 @@ from specproxy.engine.step import Step
 from specproxy.sampling.sampler import Row, Sampler, sample_rows
 from specproxy.vocabulary import MAX_TREE_NODES, SamplingParams
 
+if TYPE_CHECKING:
+    from specproxy.engine.loop import Engine
+    from specproxy.engine.rounds import Rounds
+
 CONTEXT = 300
 STEP_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ROWS_PER_SEQUENCE = 16
 CHAIN_ROWS = (1, 2, 4, 8)
 CHAIN_LENGTHS = (1, 2, 4, 8)
+ROUND_LENGTHS = (1, 2, 3, 4, 5, 6, 7)
 REPEATS = 6
 
 
@@ -97,6 +104,16 @@ class Warmup:
             if rows <= len(self._tables) and k <= drafter.needs.max_k
         }
 
+    def rounds(self, drafter: Drafter, rounds: Rounds, costs: CostTable) -> dict[tuple[int, int], float]:
+        """As ``chains``, of what drafting adds to a step in a round."""
+        found = {}
+        for count in CHAIN_ROWS:
+            for k in ROUND_LENGTHS if count == 1 else ROUND_LENGTHS[::2]:
+                if count <= len(self._tables) and k <= drafter.needs.max_k:
+                    seconds = rounds.time(drafter.name, k, self._tables[:count], self._context, REPEATS)
+                    found[count, k] = max(LEAST_CHAIN, seconds - costs.step(count * (k + 1)))
+        return found
+
     def _sampler(self) -> Sampler:
         device = torch.device(self._runner.model.spec.device)
         return Sampler(SamplingParams(temperature=0.0), 0, 0, [0], self._vocab, (), device)
@@ -147,15 +164,15 @@ def measure_steps(runner: Runner, pool: PagePool, vocab_size: int) -> CostTable:
         return CostTable(warmup.steps(), tree=warmup.tree())
 
 
-def measure_chains(
-    runner: Runner, pool: PagePool, vocab_size: int, drafter: Drafter
-) -> tuple[dict[tuple[int, int], float], float]:
+def measure_chains(engine: Engine, vocab_size: int, drafter: Drafter) -> tuple[dict[tuple[int, int], float], float]:
     """(rows, k) -> seconds of a device drafter's chains, and seconds for each token that it must take in first; nothing
     for host drafters, which count as free."""
     if drafter.needs.place == "host":
         return {}, 0.0
-    with closing(Warmup(runner, pool, vocab_size)) as warmup:
+    with closing(Warmup(engine.runner, engine.scheduler.pool, vocab_size)) as warmup:
         catch_up = warmup.catch_up(drafter)
+        if engine.rounds is not None and drafter.needs.lanes:
+            return warmup.rounds(drafter, engine.rounds, engine.drafting.costs), catch_up
         return warmup.chains(drafter), catch_up
 
 
