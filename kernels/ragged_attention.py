@@ -27,7 +27,7 @@ from specproxy.kernels.attention import Scoring, Span
 from specproxy.kernels.launching import Scratch, early, kernels_run
 from specproxy.kernels.paged import KVBuffers
 from specproxy.kernels.ragged_kernels import combine_kernel, count_splits, ragged_kernel
-from specproxy.kernels.ragged_rows import TILE_ROWS, RaggedRows, RowShape, count_blocks
+from specproxy.kernels.ragged_rows import TAIL, TILE_ROWS, RaggedRows, RowShape, count_blocks
 
 LEAST_PAGE = 16
 """The narrowest tile that the card's matrix units take."""
@@ -63,30 +63,30 @@ def ragged_reference(
     q: Tensor,
     scoring: Scoring,
 ) -> Tensor:
-    """The contract in torch, row by row in float32 or wider: q [T, Hq, Dk] -> [T, Hq * Dv]."""
+    """The contract in torch, all rows at once in float32 or wider: q [T, Hq, Dk] -> [T, Hq * Dv]."""
     scale, window, softcap, sinks = scoring
     shape, (count, heads, _) = kv.shapes[layer], q.shape
     group, wide = heads // shape.heads, torch.promote_types(q.dtype, torch.float32)
-    out = torch.zeros(count, heads, shape.v_dim, dtype=q.dtype, device=q.device)
-    every = torch.arange(rows.tables.shape[1] * kv.page_size, device=q.device)
-    for row, last in enumerate(rows.positions.tolist()):
-        first = int(rows.first[row]) if window is None else max(int(rows.first[row]), last - window + 1)
-        if last < first:
-            continue
-        at = every[first : last + 1]
-        slots = rows.tables[rows.lanes[row]].long()[at // kv.page_size] * kv.page_size + at % kv.page_size
-        tail = at >= rows.tail_from[row]
-        slots[tail] = rows.tails[row].long()[(at - rows.tail_from[row])[tail]]
-        keys, values = kv.gather(layer, slots[None])
-        keys, values = (x[0].to(wide).repeat_interleave(group, 0) for x in (keys, values))
-        scores = torch.einsum("hd,hld->hl", q[row].to(wide), keys) * scale
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        if sinks is not None:
-            scores = torch.cat([scores, sinks.to(wide)[:, None]], 1)
-        weights = torch.softmax(scores, -1)[:, : len(at)]
-        out[row] = torch.einsum("hl,hld->hd", weights, values).to(q.dtype)
-    return out.flatten(1)
+    last = rows.positions[:, None].long()
+    first = rows.first[:, None].long()
+    if window is not None:
+        first = torch.maximum(first, last - window + 1)
+    at = torch.arange(max(1, int(last.max()) + 1), device=q.device)
+    seen = (at <= last) & (at >= first)
+    slots = (rows.tables.long()[:, at // kv.page_size] * kv.page_size + at % kv.page_size)[rows.lanes.long()]
+    behind = at - rows.tail_from[:, None]
+    tails = rows.tails.long().gather(1, behind.clamp(0, TAIL - 1))
+    keys, values = kv.gather(layer, torch.where(seen, torch.where(behind >= 0, tails, slots), 0))
+    queries = q.to(wide).view(count, shape.heads, group, -1)
+    scores = torch.einsum("tkgd,tkld->tkgl", queries, keys.to(wide)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
+    if sinks is not None:
+        column = sinks.to(wide).view(1, shape.heads, group, 1).expand(count, -1, -1, 1)
+        scores = torch.cat([scores, column], 3)
+    weights = torch.softmax(scores, -1)[..., : len(at)].nan_to_num(0.0)
+    return torch.einsum("tkgl,tkld->tkgd", weights, values.to(wide)).to(q.dtype).flatten(1)
 
 
 class RaggedAttention:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from msgspec import Struct
@@ -26,10 +26,13 @@ from specproxy.errors import ModelLoadError
 from specproxy.kernels.attention import Span
 from specproxy.kernels.paged import KVBuffers
 from specproxy.kernels.plan import plan_attention
-from specproxy.models.base import StepModel
+from specproxy.models.base import StepModel, query_group
 from specproxy.models.compiled import CompiledStep, compiled_step
 from specproxy.models.loading import load_model, tokenizer_hash
 from specproxy.models.native import native_model
+
+if TYPE_CHECKING:
+    from specproxy.drafters.lanes import Entry, Lanes
 
 CATCH_UP_ROWS = 256
 """Committed tokens computed at once when the draft model is behind (a prompt, a resume)."""
@@ -83,15 +86,26 @@ class DraftModel:
         host: Host,
         max_k: int,
         draw: Draw = "coupled",
+        *,
+        lanes: bool = False,
     ) -> None:
+        """``lanes``: the target runs in rounds; the draft model can where it is on a GPU's path itself."""
         self.name = name
-        self.needs = Needs(place="device", own_kv=True, window=model.spec.max_len, max_k=max_k, prior=(0.85,))
+        self.needs = Needs(
+            place="device",
+            own_kv=True,
+            window=model.spec.max_len,
+            max_k=max_k,
+            lanes=lanes and model.spec.path_kind == "device",
+            prior=(0.85,),
+        )
         self.fingerprint = model.spec.fingerprint
         self._model = model
         self._kv = kv
         self._compiled = compiled
         self._filled = bytearray(host.num_pages)
         self._weight_bytes = held_bytes(model)
+        self._coupled = draw == "coupled"
         self._grower = Grower(self, draw)
         host.on_allocate(self._forget_page)
 
@@ -130,28 +144,62 @@ class DraftModel:
         """See growth.Source."""
         work = []
         for row in rows:
-            if row.state is None:
-                row.state = self._begin(row)
-            progress = _progress(row)
-            done, tokens = progress.tokens, row.tokens
-            limit = min(len(done), len(tokens) - 1)
-            same = min(progress.committed, limit)
-            while same < limit and done[same] == tokens[same]:
-                same += 1
-            del done[same:]
-            progress.committed = row.seen = len(tokens)
+            done, tokens = self._done(row), row.tokens
+            _progress(row).committed = row.seen = len(tokens)
             while len(tokens) - len(done) > CATCH_UP_ROWS:
                 self._forward([(row, tokens[len(done) : len(done) + CATCH_UP_ROWS])])
             work.append((row, tokens[len(done) :]))
         logits = self._forward(work)
         for row in rows:
-            self._mark(row)
+            self._mark(row, len(row.tokens))
         return logits
 
-    def _mark(self, row: DraftRow) -> None:
-        """Note the pages that are full of committed tokens: others may share them."""
-        for page in row.pages[: len(row.tokens) // self._kv.page_size]:
+    def _done(self, row: DraftRow) -> list[int]:
+        """Tokens whose KV stands in the pages, cut to what is committed, the last token left out; the row's own list,
+        which grows with what is computed."""
+        if row.state is None:
+            row.state = self._begin(row)
+        progress = _progress(row)
+        done, tokens = progress.tokens, row.tokens
+        limit = min(len(done), len(tokens) - 1)
+        same = min(progress.committed, limit)
+        while same < limit and done[same] == tokens[same]:
+            same += 1
+        del done[same:]
+        return done
+
+    def _mark(self, row: DraftRow, count: int) -> None:
+        """Note the pages that are full of the first ``count`` committed tokens: others may share them."""
+        for page in row.pages[: count // self._kv.page_size]:
             self._filled[page] = 1
+
+    def enter(self, row: DraftRow, most: int) -> Entry | None:
+        """See LaneDrafter."""
+        from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU
+
+        done, tokens = self._done(row), row.tokens
+        if len(tokens) - len(done) > most:
+            while len(done) < len(tokens) - 1:
+                self._forward([(row, tokens[len(done) : min(len(done) + CATCH_UP_ROWS, len(tokens) - 1)])])
+        self.leave(row, len(done))
+        return Entry(len(tokens) - len(done))
+
+    def draft(self, lanes: Lanes, k: int) -> Tensor:
+        """See LaneDrafter."""
+        model, kv, group = self._model, self._kv, query_group(self._model)
+        rows = [lanes.entries(group), *(lanes.run(ahead, 1, group) for ahead in range(1, k))]
+        logits, _ = model.forward(lanes.tokens, rows[0].positions, rows[0].plan, kv, lanes.newest_rows)
+        chain = [lanes.pick(logits, 1, coupled=self._coupled)]
+        for ahead in range(1, k):
+            logits, _ = model.forward(chain[-1], rows[ahead].positions, rows[ahead].plan, kv, None)
+            chain.append(lanes.pick(logits, ahead + 1, coupled=self._coupled))
+        return torch.stack(chain, 1)
+
+    def leave(self, row: DraftRow, taken: int) -> None:
+        """See LaneDrafter."""
+        row.state = _Progress(list(row.tokens[:taken]), taken)
+        row.seen = taken
+        self._mark(row, taken)
 
     def _forward(self, work: Sequence[tuple[DraftRow, Sequence[int]]]) -> Tensor:
         """Feed each row's tokens behind what it has computed; logits [R, V] of the last one of each row."""
@@ -178,7 +226,8 @@ class DraftModel:
         positions += [0] * missing
         slots += [self._kv.trash_slot] * missing
         device = self._model.spec.device
-        plan = plan_attention(spans, torch.tensor(slots, device=device), self._kv, exact=False)
+        group = query_group(self._model)
+        plan = plan_attention(spans, torch.tensor(slots, device=device), self._kv, exact=False, group=group)
         rows = None if len(last) == len(ids) else torch.tensor(last, device=device)
         logits, _ = self._model.forward(
             torch.tensor(ids, device=device), torch.tensor(positions, device=device), plan, self._kv, rows
@@ -216,4 +265,5 @@ def load(name: str, options: Options, host: Host) -> DraftModel:
         native = native_model(model, host.progress)
     if chosen.compile == "auto" and native is None and not chosen.grow:
         compiled = compiled_step(chosen.path, chosen.dtype, model, kv, host.progress)
-    return DraftModel(name, native or model, kv, compiled, host, chosen.max_k, chosen.draw)
+    lanes = host.model.spec.path_kind == "device"
+    return DraftModel(name, native or model, kv, compiled, host, chosen.max_k, chosen.draw, lanes=lanes)

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Memory, Needs
 from specproxy.drafters.growth import Ask, Draw, Grower
-from specproxy.drafters.head_kv import HeadPages, HeadRow
+from specproxy.drafters.head_kv import Entries, HeadPages, HeadRow
 from specproxy.drafters.hidden import MAX_WAITING
 from specproxy.heads.base import HeadStep, RecurrentHead
 from specproxy.kernels.attention import Span
 from specproxy.kernels.plan import plan_attention
+
+if TYPE_CHECKING:
+    from specproxy.drafters.lanes import Entry, Lanes
 
 CATCH_UP_ROWS = 256
 """Entries computed at once when many wait (a prompt, a resume)."""
@@ -50,8 +54,10 @@ class HeadDrafter:
         max_k: int,
         draw: Draw = "coupled",
         weight_bytes: int = 0,
+        *,
+        lanes: bool = False,
     ) -> None:
-        """``weight_bytes``: what the head holds beside the target."""
+        """``weight_bytes``: what the head holds beside the target. ``lanes``: the target runs in rounds."""
         spec = head.spec
         self.name = name
         self.fingerprint = spec.fingerprint
@@ -62,6 +68,7 @@ class HeadDrafter:
             window=spec.window,
             max_k=max_k if spec.steps is None else min(max_k, spec.steps),
             branches=True,
+            lanes=lanes and spec.capturable and (spec.steps or 1) == 1,
             prior=(0.85,),
         )
         self._head = head
@@ -70,6 +77,7 @@ class HeadDrafter:
         self._modules = spec.steps or 1
         self._ids, self._known = known_ids(spec.ids, vocab_size)
         self._weight_bytes = weight_bytes
+        self._coupled = draw == "coupled"
         self._grower = Grower(self, draw)
 
     def memory(self) -> Memory:
@@ -94,6 +102,51 @@ class HeadDrafter:
     def release(self, seq_id: str) -> None:
         """Little is kept outside the row and the pages."""
         self._grower.forget(seq_id)
+
+    def enter(self, row: DraftRow, most: int) -> Entry | None:
+        """See LaneDrafter: a row whose last state does not wait cannot be drafted for."""
+        from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU
+
+        known, hidden = len(row.tokens), row.hidden
+        if not len(hidden) or hidden.end != known - 1 or len(row.pages) * self._pages.kv.page_size < known:
+            return None
+        waiting = self._pages.hand_over(row)
+        if waiting is None:
+            return None
+        progress, count = _progress(row), waiting.states.shape[0]
+        late = count - 1 if count > most else 0
+        if late:
+            self._compute(row, waiting.position, self._head.fuse(waiting.states[:late]))
+            self._pages.keep_ends(row, Entries(waiting.position, waiting.states[:late]))
+        progress.next = known - count + late
+        self.leave(row, progress.next)
+        return Entry(count - late, waiting.states[late:], progress.first)
+
+    def draft(self, lanes: Lanes, k: int) -> Tensor:
+        """See LaneDrafter: entries of the target's states, then levels on the head's own."""
+        from specproxy.kernels.place import store_page_ends  # needs Triton
+
+        head, kv, group = self._head, self._pages.kv, self._head.spec.group
+        rows = [lanes.entries(group, lanes.first), *(lanes.run(ahead, 1, group, lanes.first) for ahead in range(1, k))]
+        positions = [(row.positions - 1).clamp_(min=0) for row in rows]
+        states = lanes.states.flatten(0, 1)
+        store_page_ends(states, rows[0].positions, lanes.numbers.tables, kv.page_size, self._pages.ends(states))
+        step = head.step(lanes.tokens, head.fuse(states), positions[0], rows[0].plan, kv)
+        state, features = lanes.newest(step.recurrent), lanes.newest(step.features)
+        chain = [lanes.pick(head.logits(features), 1, head.spec.ids, coupled=self._coupled)]
+        for ahead in range(1, k):
+            state, features = head.step(chain[-1], state, positions[ahead], rows[ahead].plan, kv)
+            chain.append(lanes.pick(head.logits(features), ahead + 1, head.spec.ids, coupled=self._coupled))
+        return torch.stack(chain, 1)
+
+    def leave(self, row: DraftRow, taken: int) -> None:
+        """See LaneDrafter. The states at the ends of pages were stored while it drafted."""
+        progress = _progress(row)
+        self._pages.mark_ended(row, progress.next, taken)
+        row.seen = progress.next = taken
+        progress.state = None
+        progress.states.clear()
+        progress.words.clear()
 
     def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
         """See growth.Source."""
@@ -147,11 +200,9 @@ class HeadDrafter:
                 continue
             progress = _progress(row)
             position, states = entries.position, self._head.fuse(entries.states)
-            while states.shape[0] > CATCH_UP_ROWS:
-                alone = _Batch()
-                self._add_entries(alone, row, position, states[:CATCH_UP_ROWS])
-                self._chain_modules(alone, [progress], self._run(alone, 0))
-                position, states = position + CATCH_UP_ROWS, states[CATCH_UP_ROWS:]
+            late = (states.shape[0] - 1) // CATCH_UP_ROWS * CATCH_UP_ROWS
+            self._compute(row, position, states[:late])
+            position, states = position + late, states[late:]
             self._add_entries(batch, row, position, states)
             ready.append((progress, len(batch.ids) - 1))
         if not ready:
@@ -164,6 +215,13 @@ class HeadDrafter:
             progress.words.clear()
             features.append(step.features[last])
         return features
+
+    def _compute(self, row: DraftRow, position: int, states: Tensor) -> None:
+        """Entries of fused states [T, H], from ``position`` on, of which nobody needs the features."""
+        for start in range(0, states.shape[0], CATCH_UP_ROWS):
+            alone = _Batch()
+            self._add_entries(alone, row, position + start, states[start : start + CATCH_UP_ROWS])
+            self._chain_modules(alone, [_progress(row)], self._run(alone, 0))
 
     def _chain_modules(self, batch: _Batch, rows: Sequence[HeadRow], step: HeadStep) -> None:
         """Further modules over the same entries: each takes the state that the one before it had a position earlier."""
@@ -194,7 +252,8 @@ class HeadDrafter:
     def _run(self, batch: _Batch, module: int) -> HeadStep:
         states = batch.states[0] if len(batch.states) == 1 else torch.cat(batch.states)
         device, kv = states.device, self._pages.kv
-        plan = plan_attention(batch.spans, torch.tensor(batch.slots, device=device), kv, exact=False)
+        slots = torch.tensor(batch.slots, device=device)
+        plan = plan_attention(batch.spans, slots, kv, exact=False, group=self._head.spec.group)
         ids, positions = torch.tensor(batch.ids, device=device), torch.tensor(batch.positions, device=device)
         return self._head.step(ids, states, positions, plan, kv, module)
 

@@ -49,21 +49,34 @@ class HeadPages:
 
     def __init__(self, kv: KVBuffers, num_pages: int, on_allocate: Callable[[Callable[[int], None]], None]) -> None:
         self.kv = kv
-        self._ends: dict[int, Tensor] = {}
-        self._num_pages = num_pages
+        self._ended = bytearray(num_pages)
+        self._ends: Tensor | None = None
         on_allocate(self._forget_page)
 
     def bytes(self) -> int:
         """Memory of KV and states."""
-        return self.kv.bytes() + sum(end.numel() * end.element_size() for end in self._ends.values())
+        return self.kv.bytes() + (0 if self._ends is None else self._ends.numel() * self._ends.element_size())
 
     def _forget_page(self, page: int) -> None:
-        self._ends.pop(page, None)
+        self._ended[page] = 0
         self.kv.zero_page(page)
+
+    def ends(self, states: Tensor) -> Tensor:
+        """The state [pages, W] of each page's last token, of the kind of ``states`` [..., W]."""
+        if self._ends is None:
+            self._ends = states.new_zeros(len(self._ended), states.shape[-1])
+        return self._ends
 
     def take(self, row: DraftRow, leave: int = 0) -> Entries | None:
         """The entries that are possible now but the last ``leave``, of ``row.hidden``, which gives them up; ``None``
-        where there are none."""
+        where there are none. Whoever takes them computes them at once: states at page ends are kept."""
+        entries = self.hand_over(row, leave)
+        if entries is not None:
+            self.keep_ends(row, entries)
+        return entries
+
+    def hand_over(self, row: DraftRow, leave: int = 0) -> Entries | None:
+        """As ``take``, for somebody who computes them some time: nobody may share them before."""
         hidden, state = row.hidden, row.state
         room = len(row.pages) * self.kv.page_size - 1
         start, end = hidden.start, min(hidden.end, len(row.tokens) - 1 - leave, room)
@@ -77,7 +90,6 @@ class HeadPages:
         if lead is not None:
             states = torch.cat([lead[None], states])
             start -= 1
-        self._keep_ends(row, start, states)
         row.seen = state.next = start + states.shape[0] + 1
         return Entries(start, states)
 
@@ -87,13 +99,22 @@ class HeadPages:
         if start == 0 or start % size:
             return None
         pages = row.pages[: start // size]
-        return self._ends[pages[-1]] if all(page in self._ends for page in pages) else None
+        known = self._ends is not None and all(self._ended[page] for page in pages)
+        return self._ends[pages[-1]] if self._ends is not None and known else None
 
-    def _keep_ends(self, row: DraftRow, start: int, states: Tensor) -> None:
+    def keep_ends(self, row: DraftRow, entries: Entries) -> None:
         """Remember the states of positions that end a page, if its entries are complete from the first page on."""
-        size = self.kv.page_size
-        for position in range(start + (-start - 1) % size, start + states.shape[0], size):
-            page = position // size
-            before = page == 0 or row.pages[page - 1] in self._ends
-            if before and isinstance(row.state, HeadRow) and row.state.first == 1:
-                self._ends[row.pages[page]] = states[position - start].clone()
+        start, states = entries.position, entries.states
+        for page in self.mark_ended(row, start + 1, start + 1 + states.shape[0]):
+            self.ends(states)[row.pages[page]] = states[(page + 1) * self.kv.page_size - 1 - start]
+
+    def mark_ended(self, row: DraftRow, start: int, end: int) -> list[int]:
+        """Entries in slots ``start`` to ``end`` (exclusive) are new: pages of the row that others may share from now
+        on, as all entries up to the one behind the page are there. Their states are known, or are about to be."""
+        size, marked = self.kv.page_size, []
+        for page in range((start + size - 1) // size - 1, (end - 1) // size):
+            before = page == 0 or self._ended[row.pages[page - 1]]
+            if page >= 0 and before and isinstance(row.state, HeadRow) and row.state.first == 1:
+                self._ended[row.pages[page]] = 1
+                marked.append(page)
+        return marked

@@ -82,7 +82,8 @@ def load_medusa(name: str, options: Options, host: Host) -> MedusaDrafter:
     loaded = _read(name, "medusa", chosen.path, host)
     head = try_readings(name, loaded, host, chosen.least)
     weight_bytes = held_bytes(head, host.model)
-    return MedusaDrafter(name, cast(ParallelHead, head), chosen.max_k, chosen.draw, weight_bytes)
+    lanes = host.model.spec.path_kind == "device"
+    return MedusaDrafter(name, cast(ParallelHead, head), chosen.max_k, chosen.draw, weight_bytes, lanes=lanes)
 
 
 def _read(name: str, kind: Kind, path: str, host: Host, overrides: Overrides | None = None) -> LoadedHead:
@@ -121,4 +122,5 @@ def _recurrent(name: str, loaded: LoadedHead, chosen: HeadOptions, host: Host) -
     kv = KVBuffers.allocate(head.spec.layers, host.num_pages, host.page_size, dtype, device)
     pages = HeadPages(kv, host.num_pages, host.on_allocate)
     recurrent, weight_bytes = cast(RecurrentHead, head), held_bytes(head, host.model)
-    return HeadDrafter(name, recurrent, pages, host.vocab_size, chosen.max_k, chosen.draw, weight_bytes)
+    lanes = host.model.spec.path_kind == "device"
+    return HeadDrafter(name, recurrent, pages, host.vocab_size, chosen.max_k, chosen.draw, weight_bytes, lanes=lanes)

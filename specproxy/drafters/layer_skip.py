@@ -10,7 +10,7 @@ Shapes: N nodes of a level, R rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from msgspec import Struct
@@ -23,7 +23,11 @@ from specproxy.errors import ConfigError, ModelLoadError
 from specproxy.kernels.attention import Span
 from specproxy.kernels.paged import KVBuffers
 from specproxy.kernels.plan import plan_attention
+from specproxy.models.base import query_group
 from specproxy.models.fused import FusedModel
+
+if TYPE_CHECKING:
+    from specproxy.drafters.lanes import Entry, Lanes
 
 DEFAULT_MAX_K = 8
 
@@ -44,10 +48,12 @@ class LayerSkipDrafter:
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint("layer_skip", {"layers": layers, "target": model.spec.fingerprint})
-        self.needs = Needs(place="device", max_k=max_k, prior=(0.5,))
+        lanes = model.spec.path_kind == "device"
+        self.needs = Needs(place="device", max_k=max_k, lanes=lanes, prior=(0.5,))
         self._model = model
         self._kv = kv
         self._layers = layers
+        self._coupled = draw == "coupled"
         self._grower = Grower(self, draw)
 
     def prefill(self, ctx: DraftContext) -> None:
@@ -69,6 +75,26 @@ class LayerSkipDrafter:
         """Both are the target's."""
         return Memory()
 
+    def enter(self, row: DraftRow, most: int) -> Entry | None:
+        """See LaneDrafter: the last committed token is the only one without KV."""
+        from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU
+
+        return Entry(1)
+
+    def draft(self, lanes: Lanes, k: int) -> Tensor:
+        """See LaneDrafter."""
+        group = query_group(self._model)
+        rows = [lanes.run(ahead, 1, group) for ahead in range(k)]
+        ids, chain = lanes.newest(lanes.tokens), []
+        for ahead, (positions, plan) in enumerate(rows, start=1):
+            logits, _ = self._model.forward(ids, positions, plan, self._kv, None, depth=self._layers)
+            ids = lanes.pick(logits, ahead, coupled=self._coupled)
+            chain.append(ids)
+        return torch.stack(chain, 1)
+
+    def leave(self, row: DraftRow, taken: int) -> None:
+        """See LaneDrafter: all KV is the target's."""
+
     def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
         """See growth.Source: the last committed token is the only one without KV."""
         return self._forward([(row, row.tokens[-1], len(row.tokens) - 1) for row in rows])
@@ -82,7 +108,8 @@ class LayerSkipDrafter:
         device, size = self._model.spec.device, self._kv.page_size
         slots = [row.pages[p // size] * size + p % size for row, _, p in work]
         spans = [Span(i, 1, p, row.pages) for i, (row, _, p) in enumerate(work)]
-        plan = plan_attention(spans, torch.tensor(slots, device=device), self._kv, exact=False)
+        group = query_group(self._model)
+        plan = plan_attention(spans, torch.tensor(slots, device=device), self._kv, exact=False, group=group)
         ids = torch.tensor([token for _, token, _ in work], device=device)
         positions = torch.tensor([p for _, _, p in work], device=device)
         return self._model.forward(ids, positions, plan, self._kv, None, depth=self._layers)[0]
@@ -93,6 +120,8 @@ def load(name: str, options: Options, host: Host) -> LayerSkipDrafter:
     layers cannot be run one by one."""
     chosen = read_options(LayerSkipOptions, name, "layer_skip", options)
     model = host.model
+    if model.spec.ranks > 1:
+        raise ModelLoadError(f"drafters.{name}: layer_skip needs the whole target; model.tensor_parallel shares it")
     if not isinstance(model, FusedModel):
         raise ModelLoadError(
             f"drafters.{name}: layer_skip runs on targets of the Llama family only; {model.spec.model_type} goes "

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Me
 from specproxy.drafters.growth import Draw
 from specproxy.heads.base import ParallelHead
 from specproxy.sampling.sampler import Row, propose_rows
+
+if TYPE_CHECKING:
+    from specproxy.drafters.lanes import Entry, Lanes
 
 RANKS = 6
 """Candidates of a head that may stand in a tree."""
@@ -95,9 +98,16 @@ class MedusaDrafter:
     """See the module's text."""
 
     def __init__(
-        self, name: str, head: ParallelHead, max_k: int, draw: Draw = "coupled", weight_bytes: int = 0
+        self,
+        name: str,
+        head: ParallelHead,
+        max_k: int,
+        draw: Draw = "coupled",
+        weight_bytes: int = 0,
+        *,
+        lanes: bool = False,
     ) -> None:
-        """``weight_bytes``: what the heads hold beside the target."""
+        """``weight_bytes``: what the heads hold beside the target. ``lanes``: the target runs in rounds."""
         spec = head.spec
         steps = spec.steps or 1
         self.name = name
@@ -108,6 +118,7 @@ class MedusaDrafter:
             window=spec.window,
             max_k=min(max_k, steps),
             branches=True,
+            lanes=lanes and spec.capturable,
             prior=(0.6,),
         )
         self.accuracies = Accuracies(steps)
@@ -145,6 +156,25 @@ class MedusaDrafter:
                 paths[at].append(tokens[0])
         for (i, row), candidates in zip(ready, drawn, strict=True):
             self._write(i, row, candidates, out)
+
+    def enter(self, row: DraftRow, most: int) -> Entry | None:
+        """See LaneDrafter: only the last state matters."""
+        from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU
+
+        if not self._take(row):
+            return None
+        state = _progress(row).state
+        return None if state is None else Entry(1, state[None])
+
+    def draft(self, lanes: Lanes, k: int) -> Tensor:
+        """See LaneDrafter: one product for all levels."""
+        logits = self._head.logits(lanes.newest(lanes.states.flatten(0, 1)))
+        chain = [lanes.pick(logits[level], level + 1, coupled=self._coupled) for level in range(k)]
+        return torch.stack(chain, 1)
+
+    def leave(self, row: DraftRow, taken: int) -> None:
+        """See LaneDrafter: the state that it had is none of the last one's any more."""
+        _progress(row).state = None
 
     def catch_up(self, rows: Sequence[DraftRow]) -> Tensor:
         """Scores [R, V] behind each row's last token: the first head's (growth.Source, for measurements)."""

@@ -28,6 +28,8 @@ LIKELY = 0.5
 """In an ordered list a guess whose first token is less likely than this gives way to a likelier one further down."""
 PROBE_LOOK = 4
 """Rows between two looks at whether a probe can be afforded."""
+LEAST_CHAIN = 1e-6
+"""Seconds of a chain where a round took no longer than a step."""
 PROBE_KNOWN = 2
 """Length of a probe whose guess is known; one that must be drafted is a single token."""
 
@@ -182,6 +184,14 @@ class Controller:
     def observe_chain(self, drafter: str, rows: int, k: int, seconds: float) -> None:
         """Drafting up to ``k`` tokens in each of ``rows`` sequences took ``drafter`` ``seconds``."""
         self.costs.observe_chain(drafter, rows, k, seconds)
+
+    def observe_round(self, drafter: str, sequences: int, k: int, rows: int, seconds: float) -> None:
+        """Drafting ``k`` tokens in each of ``sequences`` and the step over ``rows`` rows together took ``seconds``; at
+        k 0 nothing was drafted."""
+        if not k:
+            self.observe_step(rows, seconds)
+            return
+        self.observe_chain(drafter, sequences, k, max(LEAST_CHAIN, seconds - self.costs.step(rows) * self.costs.drift))
 
     def forget(self, drafter: str) -> None:
         """The drafter was unloaded: another one may come under its name."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
 from specproxy.drafters.hidden import MAX_WAITING
 from specproxy.engine.controller import Candidate, Choice, Controller, Request
+from specproxy.engine.costs import CostTable
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import first_chain, is_chain
 from specproxy.vocabulary import MAX_TREE_NODES
@@ -49,8 +50,23 @@ class Draft:
             depths.append(depths[parent + 1] + 1)
         return max(depths)
 
+    @classmethod
+    def unseen(cls, k: int, choice: Choice, said: dict[str, _Guess]) -> Draft:
+        """A chain of ``k`` that was drafted and verified on the device: which tokens it had nobody asks any more."""
+        return cls([0] * k, list(range(-1, k - 1)), choice, said)
+
 
 NO_DRAFT = Draft([], [])
+
+
+@dataclass
+class Plan:
+    """What a step is to draft, row by row. ``choices``: ``None`` for rows that have no drafter. ``said``: what host
+    drafters guess for each row."""
+
+    sequences: list[Sequence]
+    choices: list[Choice | None]
+    said: list[dict[str, _Guess]]
 
 
 USUAL_BEHIND = 8
@@ -73,6 +89,11 @@ class Drafting:
         self._rows = max_rows
         self._batches: dict[str, DraftBatch] = {}
 
+    @property
+    def costs(self) -> CostTable:
+        """What steps and drafts cost."""
+        return self._controller.costs
+
     def release(self, sequence: Sequence) -> None:
         """A sequence's KV is given up, or the sequence ended."""
         sequence.begun.clear()
@@ -82,15 +103,16 @@ class Drafting:
             if name in self.drafters:
                 self.drafters[name].release(sequence.id)
 
-    def add(self, drafter: Drafter, chains: Mapping[tuple[int, int], float], catch_up: float = 0.0) -> None:
-        """A drafter was loaded, perhaps in place of one of the same name. ``chains``, ``catch_up``: what drafting was
-        measured at (see CostTable.set_chain)."""
-        self.forget(drafter.name)
+    def add(self, drafter: Drafter) -> None:
+        """A drafter was loaded."""
         self.drafters[drafter.name] = drafter
         if drafter.needs.hidden:
             self._readers.add(drafter.name)
+
+    def price(self, name: str, chains: Mapping[tuple[int, int], float], catch_up: float = 0.0) -> None:
+        """What drafting was measured at (see CostTable.set_chain)."""
         if chains:
-            self._controller.costs.set_chain(drafter.name, chains, catch_up)
+            self.costs.set_chain(name, chains, catch_up)
 
     def forget(self, name: str) -> None:
         """A drafter was unloaded."""
@@ -119,30 +141,38 @@ class Drafting:
 
     def propose(self, sequences: Rows[Sequence], budget: Budget) -> list[Draft]:
         """One draft per sequence, in order."""
-        active = [s for s in sequences if s.decision.drafters and len(s.pending) == 1]
+        return self.draft(self.plan(sequences, budget))
+
+    def plan(self, sequences: Rows[Sequence], budget: Budget) -> Plan:
+        """Ask host drafters, then choose for every row."""
+        planned = Plan(list(sequences), [None] * len(sequences), [{}] * len(sequences))
+        active = [i for i, s in enumerate(sequences) if s.decision.drafters and len(s.pending) == 1]
         if not active:
-            return [NO_DRAFT] * len(sequences)
-        caps = {s.id: self._caps(s, budget) for s in active}
-        guesses = self._ask_host(active, caps)
-        requests = [
-            Request(s.group, s.decision, self._candidates(s, caps[s.id], guesses.get(s.id, {}))) for s in active
-        ]
-        choices = self._controller.plan(requests, len(sequences))
-        drafts: dict[str, Draft] = {}
-        wanted: dict[str, list[tuple[Sequence, Choice]]] = {}
-        for s, choice in zip(active, choices, strict=True):
-            said = guesses.get(s.id, {})
-            drafts[s.id] = Draft([], [], None, said)
-            if choice.drafter is None:
+            return planned
+        rows = [sequences[i] for i in active]
+        caps = {s.id: self._caps(s, budget) for s in rows}
+        guesses = self._ask_host(rows, caps)
+        requests = [Request(s.group, s.decision, self._candidates(s, caps[s.id], guesses.get(s.id, {}))) for s in rows]
+        for i, s, choice in zip(active, rows, self._controller.plan(requests, len(sequences)), strict=True):
+            planned.choices[i], planned.said[i] = choice, guesses.get(s.id, {})
+        return planned
+
+    def draft(self, plan: Plan) -> list[Draft]:
+        """What was planned."""
+        drafts = [NO_DRAFT] * len(plan.sequences)
+        wanted: dict[str, list[int]] = {}
+        for i, (s, choice, said) in enumerate(zip(plan.sequences, plan.choices, plan.said, strict=True)):
+            if choice is None:
                 continue
-            guess = said.get(choice.drafter)
-            if guess is None:
-                wanted.setdefault(choice.drafter, []).append((s, choice))
-            else:
-                drafts[s.id] = self._shape(s, guess.tokens[: choice.k], guess.parents[: choice.k], choice, said)
-        for name, group_rows in wanted.items():
-            self._ask_device(name, group_rows, drafts)
-        return [drafts.get(s.id, NO_DRAFT) for s in sequences]
+            drafts[i] = Draft([], [], None, said)
+            guess = said.get(choice.drafter) if choice.drafter else None
+            if guess is not None:
+                drafts[i] = self._shape(s, guess.tokens[: choice.k], guess.parents[: choice.k], choice, said)
+            elif choice.drafter is not None:
+                wanted.setdefault(choice.drafter, []).append(i)
+        for name, rows in wanted.items():
+            self._ask_device(name, rows, plan, drafts)
+        return drafts
 
     def settle(self, sequence: Sequence, draft: Draft, path: Rows[int], output: Rows[int]) -> None:
         """Book how a draft fared. ``path``: its accepted nodes. ``output``: what the row commits; it also judges
@@ -251,13 +281,17 @@ class Drafting:
             behind = min(behind, len(row.hidden) + 1)
         return max(0, behind - USUAL_BEHIND)
 
-    def _ask_device(self, name: str, wanted: Rows[tuple[Sequence, Choice]], drafts: dict[str, Draft]) -> None:
+    def _ask_device(self, name: str, wanted: Rows[int], plan: Plan, drafts: list[Draft]) -> None:
         """Let a device drafter draft for the rows that chose it; its time goes into the cost table."""
         drafter, batch = self.drafters[name], self._batch(name)
         for start in range(0, len(wanted), self._rows):
-            part = wanted[start : start + self._rows]
-            rows = [self._row(s, name, choice.k) for s, choice in part]
-            for row, (s, choice) in zip(rows, part, strict=True):
+            part = [
+                (i, plan.sequences[i], choice)
+                for i in wanted[start : start + self._rows]
+                if (choice := plan.choices[i])
+            ]
+            rows = [self._row(s, name, choice.k) for _, s, choice in part]
+            for row, (_, s, choice) in zip(rows, part, strict=True):
                 row.room = min(row.room, choice.k * row.width)
                 row.floor, row.keep = self._controller.worth(choice, len(part)) if s.decision.adaptive else (0.0, 0.0)
                 row.least = s.decision.k_min
@@ -265,11 +299,11 @@ class Drafting:
             began = self._clock()
             drafter.propose(DraftContext(rows), batch)
             self._controller.observe_chain(name, len(rows), max(row.k for row in rows), self._clock() - began)
-            for i, (s, choice) in enumerate(part):
-                n = int(batch.n[i])
+            for at, (i, s, choice) in enumerate(part):
+                n = int(batch.n[at])
                 if n:
-                    tokens, parents = batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist()
-                    drafts[s.id] = self._shape(s, tokens, parents, choice, drafts[s.id].said)
+                    tokens, parents = batch.tokens[at, :n].tolist(), batch.parents[at, :n].tolist()
+                    drafts[i] = self._shape(s, tokens, parents, choice, plan.said[i])
 
     def _shape(
         self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice, said: dict[str, _Guess]

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from specproxy.drafters.base import Drafter
 from specproxy.engine.controller import Controller
 from specproxy.engine.drafting import Draft, Drafting
 from specproxy.engine.report import EngineTimes, finish_reason, finished_stats
@@ -26,6 +28,12 @@ from specproxy.kernels.walk import walk
 from specproxy.sampling.sampler import Row, Sampler, token_logprobs
 from specproxy.vocabulary import Decision, Delta, FinishReason, Submission
 
+if TYPE_CHECKING:
+    from specproxy.engine.rounds import Flight, Rounds
+
+MOST_AHEAD = 8
+"""Positions for which a round needs pages that starts before the last one is read."""
+
 
 class Engine:
     """Sequences in, deltas out. One thread; ``clock`` in seconds."""
@@ -38,7 +46,9 @@ class Engine:
         controller: Controller,
         vocab_size: int,
         clock: Callable[[], float],
+        rounds: Rounds | None = None,
     ) -> None:
+        """``rounds``: where the target's path can be captured with drafts and all."""
         self.runner = runner
         self.scheduler = scheduler
         self.drafting = drafting
@@ -49,6 +59,8 @@ class Engine:
         self._eos = frozenset(runner.model.spec.eos_token_ids)
         self._early: list[Delta] = []
         self._prefilled = False
+        self.rounds = rounds
+        self._landed = 0.0
 
     @property
     def idle(self) -> bool:
@@ -94,6 +106,8 @@ class Engine:
     def step(self) -> list[Delta]:
         """One prefill chunk or one decode step of everyone who can; the two alternate, so neither waits for long."""
         deltas, self._early = self._early, []
+        if self.rounds is not None and self.rounds.aloft is not None:
+            return deltas + self._fly_on(self.rounds, self.rounds.aloft)
         now = self._clock()
         for sequence in self.scheduler.admit():
             sequence.stats.queued_s = now - sequence.arrival
@@ -151,13 +165,78 @@ class Engine:
             return []
         began = self._clock()
         self.runner.threads.enter(1)
-        drafts = self.drafting.propose(sequences, self._budget)
+        plan = self.drafting.plan(sequences, self._budget)
+        flight = None if self.rounds is None else self.rounds.start(plan)
+        if self.rounds is not None and flight is not None:
+            if flight.ahead:
+                self.rounds.aloft = flight
+                return []
+            return self._land(self.rounds, flight, leaving=True)
+        drafts = self.drafting.draft(plan)
         drafted = self._clock()
         deltas = []
         for part, part_drafts in self._split(sequences, drafts):
             deltas += self._verify(part, part_drafts)
         self.times.add("draft", drafted - began)
         return deltas
+
+    def _fly_on(self, rounds: Rounds, flight: Flight) -> list[Delta]:
+        """Let the next round go, if the same sequences go on alike; then commit what the last one said."""
+        following = None
+        if self._may_go_on(flight):
+            following = rounds.follow(flight, self.drafting.plan(flight.sequences, self._budget))
+        rounds.aloft = following
+        return self._land(rounds, flight, leaving=following is None)
+
+    def _may_go_on(self, flight: Flight) -> bool:
+        """Whether nobody else has to be served first, and every sequence has room for two more rounds."""
+        scheduler, sequences = self.scheduler, flight.sequences
+        if not flight.ahead or not flight.in_step or scheduler.due or scheduler.decoding() != sequences:
+            return False
+        if all(s.num_output + 1 >= s.submission.params.max_tokens for s in sequences):
+            return False
+        room = [len(s.tokens) + flight.key.k + 1 + MOST_AHEAD for s in sequences]
+        return all(scheduler.try_reserve(s, tokens) >= tokens for s, tokens in zip(sequences, room, strict=True))
+
+    def _land(self, rounds: Rounds, flight: Flight, *, leaving: bool) -> list[Delta]:
+        """Commit what a round said; ``leaving``: no other follows it."""
+        found = flight.wait()
+        now = self._clock()
+        seconds, self._landed = now - max(flight.began, self._landed), now
+        self._controller.observe_round(flight.key.drafter, len(found), flight.key.k, flight.rows, seconds)
+        self.times.add("decode", seconds)
+        deltas = []
+        for lane, (s, tokens) in enumerate(zip(flight.sequences, found, strict=True)):
+            if s not in self.scheduler.running or len(s.tokens) != flight.known[lane]:
+                continue  # it ended, or failed, with what an earlier round said
+            if leaving:
+                rounds.leave(flight, lane, len(tokens))
+            accepted = len(tokens) - 1
+            s.computed += 1 + accepted
+            self.drafting.settle(s, flight.draft(lane), range(accepted), tokens)
+            deltas.append(self._commit(s, tokens, flight.work.logits, flight.lane_rows(lane, len(tokens))))
+        return deltas
+
+    def add(self, drafter: Drafter) -> None:
+        """A drafter was loaded, perhaps in place of one of the same name."""
+        self.forget(drafter.name)
+        self.drafting.add(drafter)
+
+    def forget(self, drafter: str) -> None:
+        """A drafter was unloaded; rows that used it go on without."""
+        self.land()
+        for sequence in self.scheduler.all():
+            sequence.drafts.pop(drafter, None)
+            sequence.begun.discard(drafter)
+        self.drafting.forget(drafter)
+        if self.rounds is not None:
+            self.rounds.forget(drafter)
+
+    def land(self) -> None:
+        """Commit what is on its way; its deltas come with the next step's."""
+        if self.rounds is not None and self.rounds.aloft is not None:
+            flight, self.rounds.aloft = self.rounds.aloft, None
+            self._early += self._land(self.rounds, flight, leaving=True)
 
     def _with_pages(self, sequences: list[Sequence]) -> list[Sequence]:
         """Those that have a page for their next token; making room may have preempted some."""

@@ -90,6 +90,13 @@ class Scheduler:
                 break
         return fresh
 
+    @property
+    def due(self) -> bool:
+        """Whether a prompt waits that could be started or go on now."""
+        queue = self._waiting[True] or self._waiting[False]
+        could_start = bool(queue) and len(self.running) < self._max_sequences and self._has_room(queue[0])
+        return could_start or self.next_prefill() is not None
+
     def _has_room(self, sequence: Sequence) -> bool:
         """Whether its known tokens and one more fit, with a page to spare for everyone who runs."""
         needed = len(sequence.tokens) // self.pool.page_size + 1

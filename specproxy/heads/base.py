@@ -69,7 +69,8 @@ class HeadSpec:
     ``steps``: tokens it can draft one behind the other, ``None`` for any number. ``window``: positions it was trained
     for, ``None`` for the target's. ``ids`` [Vd] int64: the target's id of each of its own, ``None`` where they are the
     same. ``reading``: how an ambiguous checkpoint was understood, for people. ``verifier``: the target it was trained
-    for, as its configuration names it.
+    for, as its configuration names it. ``group``: query heads that share a key head. ``capturable``: a step asks the
+    device for nothing, so that a CUDA graph can hold it.
     """
 
     kind: Kind
@@ -81,6 +82,8 @@ class HeadSpec:
     fingerprint: str
     reading: str = ""
     verifier: str | None = None
+    group: int = 1
+    capturable: bool = True
 
 
 class HeadStep(NamedTuple):

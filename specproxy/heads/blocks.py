@@ -8,7 +8,7 @@ Shapes: T rows, H hidden width, Hq query heads, Hk key heads, W head width, R <=
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from specproxy.errors import ModelLoadError
 from specproxy.heads.base import TargetFacts
-from specproxy.heads.rotary import RotaryTable, make_rotary
+from specproxy.heads.rotary import RotaryTable, Turn, make_rotary
 from specproxy.heads.weights import Weights
 from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape
@@ -30,8 +30,8 @@ from specproxy.models.norm import Norm
 SLACK = 64
 """Positions behind the target's last that a draft may still visit: no draft has more nodes."""
 
-Turn = tuple[Tensor, Tensor]
-"""cos and sign-folded sin [T, 1, R] of a step's positions; the same for all layers of a head."""
+After = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""x and what a block adds to it [T, H] each -> their sum, and its norm."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Geometry:
     def kv(self) -> LayerShape:
         """KV of one layer."""
         return LayerShape(self.kv_heads, self.head_dim, self.head_dim)
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
 
 
 def need(config: Mapping[str, Any], key: str, path: str) -> Any:
@@ -107,6 +112,33 @@ def rms_norm(weights: Weights, name: str, width: int, eps: float) -> Norm:
     return weights.norm(weights.take(name, width), eps)
 
 
+class ResidualNorm:
+    """A norm [T, H] -> [T, H], alone or behind a residual sum. ``fused``: sum and norm as one, where that exists."""
+
+    def __init__(self, norm: Norm, fused: After | None = None) -> None:
+        self._norm = norm
+        self._fused = fused
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The norm alone."""
+        return self._norm(x)
+
+    def after(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """x + delta, and its norm."""
+        if self._fused is not None:
+            return self._fused(x, delta)
+        x = x + delta
+        return x, self._norm(x)
+
+
+def residual_norm(weights: Weights, name: str, width: int, eps: float) -> ResidualNorm:
+    """The norm whose weight is the tensor ``name``, to stand behind a residual sum."""
+    if weights.kernels is None:
+        return ResidualNorm(rms_norm(weights, name, width, eps))
+    norm = weights.kernels.norm(weights.take(name, width), eps)
+    return ResidualNorm(norm, norm.after)
+
+
 def product(weights: Weights, prefix: str, names: Sequence[str], rows: Sequence[int], width: int) -> Linear:
     """One product for several projections of one input, [T, width] -> [T, sum(rows)]: tensors ``prefix`` + name +
     .weight [rows, width], and .bias where the first has one."""
@@ -141,11 +173,16 @@ class SelfAttention:
             )
         sizes = (shape.heads, shape.kv, shape.rotary.width, shape.eps, shape.window)
         self._native = native_attention(self._qkv, self._out, self._norms, *sizes)
+        self._fused = None
+        if weights.kernels is not None:
+            self._fused = weights.kernels.attention((self._qkv, self._out), self._norms, shape, self._scoring)
 
     def __call__(self, x: Tensor, turn: Turn, plan: Attention, kv: KVBuffers) -> Tensor:
         """x [T, width] -> [T, H]; keys and values go to ``plan.slots``."""
         if self._native is not None and isinstance(plan, StepPlan):
-            return self._native(x, *turn, plan, kv, self._layer)
+            return self._native(x, *turn.factors, plan, kv, self._layer)
+        if self._fused is not None:
+            return self._fused(x, turn, plan, kv, self._layer)
         shape, count = self._shape, x.shape[0]
         heads, width, eps = shape.heads, shape.head_dim, shape.eps
         qkv = self._qkv(x)
@@ -160,7 +197,7 @@ class SelfAttention:
 
 def turn_in_place(heads: Tensor, turn: Turn) -> None:
     """Rotate the first R of the dimensions of heads [T, Hn, W]; pairs are (i, i + R / 2)."""
-    cos, sin = turn
+    cos, sin = turn.factors
     count, number, width = heads.shape[0], heads.shape[1], cos.shape[-1]
     turned = heads if width == heads.shape[2] else heads[..., :width]
     swapped = turned.view(count, number, 2, width // 2).flip(2).view(count, number, width)
@@ -174,12 +211,14 @@ class SwiGLU:
         size = shape.intermediate
         self._gate_up = product(weights, prefix, ["gate_proj", "up_proj"], [size, size], shape.hidden)
         self._down = product(weights, prefix, ["down_proj"], [shape.hidden], size)
-        self._native = native_mlp(self._gate_up, self._down)
+        self._whole = native_mlp(self._gate_up, self._down)
+        if weights.kernels is not None:
+            self._whole = weights.kernels.mlp(self._gate_up, self._down)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, H] -> [T, H]."""
-        if self._native is not None:
-            return self._native(x)
+        if self._whole is not None:
+            return self._whole(x)
         gate, up = self._gate_up(x).chunk(2, -1)
         return self._down(F.silu(gate) * up)
 
@@ -203,13 +242,13 @@ class DecoderLayer:
     ) -> None:
         self._attention = SelfAttention(weights, f"{prefix}self_attn.", layer, shape)
         self._mlp = SwiGLU(weights, f"{prefix}mlp.", shape)
-        self._mlp_norm = rms_norm(weights, f"{prefix}{mlp_norm}.weight", shape.hidden, shape.eps)
+        self._mlp_norm = residual_norm(weights, f"{prefix}{mlp_norm}.weight", shape.hidden, shape.eps)
         self._input_norm: Norm | None = None
         if input_norm is not None:
             self._input_norm = rms_norm(weights, f"{prefix}{input_norm}.weight", shape.hidden, shape.eps)
 
-    def __call__(self, x: Tensor, turn: Turn, plan: Attention, kv: KVBuffers) -> Tensor:
-        """x [T, H] -> [T, H]."""
+    def __call__(self, x: Tensor, turn: Turn, plan: Attention, kv: KVBuffers) -> tuple[Tensor, Tensor]:
+        """x [T, H] -> the stream and what the MLP adds to it, [T, H] each."""
         normed = x if self._input_norm is None else self._input_norm(x)
-        x = x + self._attention(normed, turn, plan, kv)
-        return x + self._mlp(self._mlp_norm(x))
+        x, normed = self._mlp_norm.after(x, self._attention(normed, turn, plan, kv))
+        return x, self._mlp(normed)

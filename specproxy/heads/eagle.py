@@ -58,6 +58,7 @@ class EagleHead:
             fingerprint=weights.fingerprint(sorted(config.items(), key=lambda item: item[0])),
             reading="; ".join(["the target's final state", *origin.notes]),
             verifier=origin.verifier,
+            group=shape.group,
         )
 
     def fuse(self, taps: Tensor) -> Tensor:
@@ -71,7 +72,8 @@ class EagleHead:
         turn = self._rotary.at(positions)
         x = self._fc(torch.cat([self._embed(ids), hidden], 1))
         for layer in self._layers:
-            x = layer(x, turn, plan, kv)
+            x, delta = layer(x, turn, plan, kv)
+            x = x + delta
         return HeadStep(x, x)
 
     def logits(self, features: Tensor, module: int = 0) -> Tensor:

@@ -26,9 +26,11 @@ from specproxy.heads.base import HeadSpec, HeadStep, TargetFacts
 from specproxy.heads.blocks import (
     DecoderLayer,
     Geometry,
+    ResidualNorm,
     SelfAttention,
     SwiGLU,
     read_geometry,
+    residual_norm,
     rms_norm,
 )
 from specproxy.heads.readings import NOWHERE, Origin, Reading, flag, is_speculators, nested, uses_layers
@@ -53,9 +55,9 @@ class Eagle3Parts:
     hidden_norm: Norm
     attention: SelfAttention
     mlp: SwiGLU
-    mlp_norm: Norm
+    mlp_norm: ResidualNorm
     more: tuple[DecoderLayer, ...]
-    norm: Norm
+    norm: ResidualNorm
     norm_output: bool
     shape: Geometry
     spec: HeadSpec
@@ -92,11 +94,12 @@ class Eagle3Head:
         turn = parts.shape.rotary.at(positions)
         normed = parts.hidden_norm(hidden)
         both = torch.cat([parts.input_norm(parts.ends.embed(ids)), normed], 1)
-        x = (normed if self._normed_residual else hidden) + parts.attention(both, turn, plan, kv)
-        x = x + parts.mlp(parts.mlp_norm(x))
+        residual = normed if self._normed_residual else hidden
+        x, normed = parts.mlp_norm.after(residual, parts.attention(both, turn, plan, kv))
+        delta = parts.mlp(normed)
         for layer in parts.more:
-            x = layer(x, turn, plan, kv)
-        features = parts.norm(x)
+            x, delta = layer(x + delta, turn, plan, kv)
+        x, features = parts.norm.after(x, delta)
         return HeadStep(features if parts.norm_output else x, features)
 
     def logits(self, features: Tensor, module: int = 0) -> Tensor:
@@ -135,6 +138,7 @@ def build(
         ids=ends.ids,
         fingerprint=weights.fingerprint(shape.eps, norm_output, sorted(config.items(), key=lambda item: item[0])),
         verifier=origin.verifier,
+        group=shape.group,
     )
     parts = Eagle3Parts(
         ends=ends,
@@ -143,9 +147,9 @@ def build(
         hidden_norm=rms_norm(weights, f"{prefix}hidden_norm.weight", width, eps),
         attention=SelfAttention(weights, f"{prefix}self_attn.", 0, shape, 2 * width),
         mlp=SwiGLU(weights, f"{prefix}mlp.", shape),
-        mlp_norm=rms_norm(weights, f"{prefix}post_attention_layernorm.weight", width, eps),
+        mlp_norm=residual_norm(weights, f"{prefix}post_attention_layernorm.weight", width, eps),
         more=more,
-        norm=rms_norm(weights, "norm.weight", width, eps),
+        norm=residual_norm(weights, "norm.weight", width, eps),
         norm_output=norm_output,
         shape=shape,
         spec=spec,

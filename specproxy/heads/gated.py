@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specproxy.heads.blocks import Geometry, Turn, product, turn_in_place
+from specproxy.heads.blocks import Geometry, product, turn_in_place
+from specproxy.heads.rotary import Turn
 from specproxy.heads.weights import Weights
 from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers
-from specproxy.models.linear import make_linear
 from specproxy.models.norm import Norm
 
 
@@ -44,7 +44,7 @@ class GatedAttention:
         self._layer = layer
         self._shape = shape
         self._scoring = Scoring(shape.head_dim**-0.5)
-        self._qkv_gate = make_linear(*_merged(weights, prefix, shape))
+        self._qkv_gate = weights.linear(*_merged(weights, prefix, shape))
         self._out = product(weights, prefix, ["o_proj"], [shape.hidden], shape.heads * shape.head_dim)
         self._q_norm = make_offset_norm(weights.take(f"{prefix}q_norm.weight", shape.head_dim), shape.eps)
         self._k_norm = make_offset_norm(weights.take(f"{prefix}k_norm.weight", shape.head_dim), shape.eps)

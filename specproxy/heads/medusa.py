@@ -24,7 +24,7 @@ from specproxy.heads.readings import NOWHERE, Origin
 from specproxy.heads.tables import check_vocabulary
 from specproxy.heads.weights import Weights
 from specproxy.models.base import FINAL
-from specproxy.models.linear import Linear, make_linear
+from specproxy.models.linear import Linear
 
 PREFIX = "medusa_head."
 NAME = re.compile(r"(?:medusa_head\.)?(\d+)\.(\d+)\.(?:linear\.)?(?:weight|bias)")
@@ -114,8 +114,8 @@ def _read_blocks(
         return weights.take(f"{name}.weight", width, width), weights.take(f"{name}.bias", width)
 
     first = [block(head, 0) for head in range(heads)]
-    merged = make_linear(torch.cat([w for w, _ in first]), torch.cat([b for _, b in first]))
-    return merged, [[make_linear(*block(head, index)) for head in range(heads)] for index in range(1, blocks)]
+    merged = weights.linear(torch.cat([w for w, _ in first]), torch.cat([b for _, b in first]))
+    return merged, [[weights.linear(*block(head, index)) for head in range(heads)] for index in range(1, blocks)]
 
 
 def _read_outputs(
@@ -128,4 +128,4 @@ def _read_outputs(
             f"{weights.path}: {names[0]} has {rows} rows; the target's vocabulary has {target.vocab_size} tokens: the "
             f"heads were trained for another vocabulary; choose heads made for this target"
         )
-    return [make_linear(weights.take(name, rows, target.hidden_size)) for name in names]
+    return [weights.linear(weights.take(name, rows, target.hidden_size)) for name in names]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from specproxy.heads.base import TargetFacts
-from specproxy.heads.blocks import Turn, need, product, read_rotary, rms_norm, turn_in_place
-from specproxy.heads.rotary import RotaryTable
+from specproxy.heads.blocks import need, product, read_rotary, rms_norm, turn_in_place
+from specproxy.heads.rotary import RotaryTable, Turn
 from specproxy.heads.weights import Weights
 from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape
-from specproxy.models.linear import Linear, make_linear
+from specproxy.models.linear import Linear
 
 LATENT_EPS = 1e-6
 """Of the norms on the latents: the published code gives them the default of its norm, not the configuration's."""
@@ -100,7 +100,7 @@ class LatentAttention:
         if shape.q_rank is not None:
             self._q_norm = rms_norm(weights, f"{prefix}q_a_layernorm.weight", shape.q_rank, LATENT_EPS)
             rows = weights.take(f"{prefix}q_b_proj.weight", shape.heads * shape.width, shape.q_rank)
-            self._q_up = make_linear(_rotated_first(rows, shape))
+            self._q_up = weights.linear(_rotated_first(rows, shape))
         self._kv_norm = rms_norm(weights, f"{prefix}kv_a_layernorm.weight", shape.kv_rank, LATENT_EPS)
         rows_up = shape.heads * (shape.nope + shape.value)
         self._kv_up = product(weights, prefix, ["kv_b_proj"], [rows_up], shape.kv_rank)
@@ -138,10 +138,10 @@ def _down(weights: Weights, prefix: str, shape: LatentGeometry) -> Linear:
         q = _rotated_first(q, shape)
     kv_bias = weights.maybe(f"{other}.bias", latent)
     if kv_bias is None:
-        return make_linear(torch.cat([q, kv]))
+        return weights.linear(torch.cat([q, kv]))
     q_bias = weights.maybe(f"{name}.bias", rows)
     q_bias = kv_bias.new_zeros(rows) if q_bias is None else q_bias
-    return make_linear(torch.cat([q, kv]), torch.cat([q_bias, _shared_apart(kv_bias, shape)]))
+    return weights.linear(torch.cat([q, kv]), torch.cat([q_bias, _shared_apart(kv_bias, shape)]))
 
 
 def _pairs_apart(shape: LatentGeometry, device: torch.device) -> Tensor:

@@ -84,6 +84,8 @@ class MtpHead:
             ids=None,
             fingerprint=fingerprint,
             reading=stack.reading,
+            group=stack.group,
+            capturable=stack.capturable,
         )
 
     def fuse(self, taps: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class MtpHead:
         tokens, states = run.token_norm(embedded), run.hidden_norm(hidden)
         joined = torch.cat([states, tokens] if stack.hidden_first else [tokens, states], 1)
         x = run.join(joined)
-        x = run.norm(run.layer(x, stack.rotary.at(positions), plan, kv))
+        _, x = run.norm.after(*run.layer(x, stack.rotary.at(positions), plan, kv))
         return HeadStep(hidden if stack.anchored else x, x)
 
     def logits(self, features: Tensor, module: int = 0) -> Tensor:

@@ -15,12 +15,21 @@ from typing import Any, Literal
 from torch import Tensor
 
 from specproxy.heads.base import TargetFacts
-from specproxy.heads.blocks import Geometry, SelfAttention, SwiGLU, Turn, product, read_geometry, rms_norm
+from specproxy.heads.blocks import (
+    Geometry,
+    ResidualNorm,
+    SelfAttention,
+    SwiGLU,
+    product,
+    read_geometry,
+    residual_norm,
+    rms_norm,
+)
 from specproxy.heads.gated import GatedAttention, make_offset_norm
 from specproxy.heads.mla import LatentAttention, read_latent_geometry
 from specproxy.heads.moe import MixtureOfExperts
 from specproxy.heads.mtp_files import Layout
-from specproxy.heads.rotary import RotaryTable
+from specproxy.heads.rotary import RotaryTable, Turn
 from specproxy.heads.sliding import SlidingAttention, read_sliding_geometry
 from specproxy.heads.tables import lookup
 from specproxy.heads.weights import Weights
@@ -39,13 +48,13 @@ class Layer:
 
     input_norm: Norm
     attention: Mixer
-    mlp_norm: Norm
+    mlp_norm: ResidualNorm
     mlp: Linear
 
-    def __call__(self, x: Tensor, turn: Turn, plan: Attention, kv: KVBuffers) -> Tensor:
-        """x [T, H] -> [T, H]."""
-        x = x + self.attention(self.input_norm(x), turn, plan, kv)
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(self, x: Tensor, turn: Turn, plan: Attention, kv: KVBuffers) -> tuple[Tensor, Tensor]:
+        """x [T, H] -> the stream and what the MLP adds to it, [T, H] each."""
+        x, normed = self.mlp_norm.after(x, self.attention(self.input_norm(x), turn, plan, kv))
+        return x, self.mlp(normed)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Module:
     hidden_norm: Norm
     join: Linear
     layer: Layer
-    norm: Norm
+    norm: ResidualNorm
     head: Callable[[Tensor], Tensor]
 
 
@@ -68,7 +77,8 @@ class Stack:
 
     ``layers``: KV of each. ``hidden_first``: the state stands before the embedding in the concatenation.
     ``blank_first``: the embedding counts as zero at position 0. ``anchored``: every module reads the target's state,
-    not the one of the module before. ``reading``: what was understood, for people.
+    not the one of the module before. ``reading``: what was understood, for people. ``group``, ``capturable``: see
+    HeadSpec.
     """
 
     modules: tuple[Module, ...]
@@ -78,6 +88,8 @@ class Stack:
     hidden_first: bool = False
     blank_first: bool = False
     anchored: bool = False
+    group: int = 1
+    capturable: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,8 @@ def mimo(weights: Weights, config: Mapping[str, Any], target: TargetFacts, prefi
         return _module(weights, prefix, MIMO, shape, attention, mlp, target.embed, target.head)
 
     modules = tuple(module(index, prefix) for index, prefix in enumerate(prefixes))
-    return Stack(modules, (shape.kv,) * len(modules), shape.rotary, "MTP as MiMo-7B has it", hidden_first=True)
+    reading = "MTP as MiMo-7B has it"
+    return Stack(modules, (shape.kv,) * len(modules), shape.rotary, reading, hidden_first=True, group=shape.group)
 
 
 def mimo_v2(weights: Weights, config: Mapping[str, Any], target: TargetFacts, prefixes: Sequence[str]) -> Stack:
@@ -127,7 +140,8 @@ def mimo_v2(weights: Weights, config: Mapping[str, Any], target: TargetFacts, pr
     modules = tuple(module(index, prefix) for index, prefix in enumerate(prefixes))
     anchored = len(modules) > 1
     reading = "MTP as MiMo-V2 has it" + (", every module reading the target's state" if anchored else "")
-    return Stack(modules, (shape.kv,) * len(modules), common.rotary, reading, anchored=anchored)
+    layers = (shape.kv,) * len(modules)
+    return Stack(modules, layers, common.rotary, reading, anchored=anchored, group=common.group)
 
 
 def next_layer(weights: Weights, config: Mapping[str, Any], target: TargetFacts, prefixes: Sequence[str]) -> Stack:
@@ -155,7 +169,15 @@ def next_layer(weights: Weights, config: Mapping[str, Any], target: TargetFacts,
     modules = tuple(module(index, prefix) for index, prefix in enumerate(prefixes))
     kv = shape.kv if mla is None else mla.kv
     reading = f"MTP as {'GLM-4.5' if mla is None else 'DeepSeek-V3'} has it"
-    return Stack(modules, (kv,) * len(modules), shape.rotary, reading, blank_first=True)
+    return Stack(
+        modules,
+        (kv,) * len(modules),
+        shape.rotary,
+        reading,
+        blank_first=True,
+        group=shape.group,
+        capturable=not _has_experts(weights, prefixes),
+    )
 
 
 def qwen_next(weights: Weights, config: Mapping[str, Any], target: TargetFacts, prefixes: Sequence[str]) -> Stack:
@@ -163,8 +185,8 @@ def qwen_next(weights: Weights, config: Mapping[str, Any], target: TargetFacts, 
     whole = {"partial_rotary_factor": 0.25, **config, "intermediate_size": _intermediate(config)}
     shape = read_geometry(whole, target, weights.path)
 
-    def norm(name: str) -> Norm:
-        return make_offset_norm(weights.take(f"{name}.weight", shape.hidden), shape.eps)
+    def norm(name: str) -> ResidualNorm:
+        return ResidualNorm(make_offset_norm(weights.take(f"{name}.weight", shape.hidden), shape.eps))
 
     token_norm, hidden_norm = norm("mtp.pre_fc_norm_embedding"), norm("mtp.pre_fc_norm_hidden")
     join = product(weights, "mtp.", ["fc"], [shape.hidden], 2 * shape.hidden)
@@ -180,7 +202,14 @@ def qwen_next(weights: Weights, config: Mapping[str, Any], target: TargetFacts, 
         return Module(target.embed, token_norm, hidden_norm, join, layer, final, target.head)
 
     modules = tuple(module(index, prefix) for index, prefix in enumerate(prefixes))
-    return Stack(modules, (shape.kv,) * len(modules), shape.rotary, "MTP as Qwen3-Next has it")
+    return Stack(
+        modules,
+        (shape.kv,) * len(modules),
+        shape.rotary,
+        "MTP as Qwen3-Next has it",
+        group=shape.group,
+        capturable=not _has_experts(weights, prefixes),
+    )
 
 
 FAMILIES: dict[Layout, Callable[[Weights, Mapping[str, Any], TargetFacts, Sequence[str]], Stack]] = {
@@ -233,13 +262,16 @@ def _module(
     def norm(name: str) -> Norm:
         return rms_norm(weights, f"{prefix}{name}.weight", shape.hidden, shape.eps)
 
+    def behind(name: str) -> ResidualNorm:
+        return residual_norm(weights, f"{prefix}{name}.weight", shape.hidden, shape.eps)
+
     return Module(
         embed=embed,
         token_norm=norm(names.token_norm),
         hidden_norm=norm(names.hidden_norm),
         join=product(weights, prefix, [names.join], [shape.hidden], 2 * shape.hidden),
-        layer=Layer(norm("input_layernorm"), attention, norm(names.mlp_norm), mlp),
-        norm=norm(names.norm),
+        layer=Layer(norm("input_layernorm"), attention, behind(names.mlp_norm), mlp),
+        norm=behind(names.norm),
         head=head,
     )
 
@@ -247,6 +279,11 @@ def _module(
 def _intermediate(config: Mapping[str, Any]) -> int:
     """Width of a dense MLP; configurations of models with experts alone have none, and need none."""
     return int(config.get("intermediate_size") or config.get("moe_intermediate_size") or 0)
+
+
+def _has_experts(weights: Weights, prefixes: Sequence[str]) -> bool:
+    """Whether a module chooses among experts; which ones are chosen is read back from the device."""
+    return any(f"{prefix}mlp.gate.weight" in weights for prefix in prefixes)
 
 
 def _mlp(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +39,20 @@ MAX_TABLE = 1 << 18
 positions costs no gigabytes."""
 
 
+@dataclass
+class Turn:
+    """Rotary embedding of a step, the same for all layers of a head: its ``positions`` [T] and where factors are."""
+
+    positions: Tensor
+    table: RotaryTable
+
+    @cached_property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, 1, R]; the first half of sin is negated, so that turned heads are x * cos + swapped(x) *
+        sin."""
+        return self.table.look_up(self.positions)
+
+
 class RotaryTable:
     """cos and sin of every position, looked up: two operations a step instead of eight."""
 
@@ -50,9 +65,16 @@ class RotaryTable:
         if length <= MAX_TABLE:
             self._tables = self._compute(torch.arange(length, device=rotary.frequencies.device))
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, R] of positions [T]; the first half of sin is negated, so that turned heads are
-        x * cos + swapped(x) * sin."""
+    def at(self, positions: Tensor) -> Turn:
+        """The embedding of positions [T], looked up by the first layer that needs it."""
+        return Turn(positions, self)
+
+    def whole(self) -> tuple[Tensor, Tensor] | None:
+        """cos and sin [P, R] of all positions, as ``Turn.factors`` has them; ``None`` where they are too many."""
+        return None if self._tables is None else (self._tables[0][:, 0], self._tables[1][:, 0])
+
+    def look_up(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """See Turn.factors."""
         if self._tables is None:
             return self._compute(positions)
         cos, sin = self._tables

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from specproxy.errors import ModelLoadError
 from specproxy.heads.base import TargetFacts
-from specproxy.heads.blocks import Geometry, Turn, need, product, read_geometry, turn_in_place
+from specproxy.heads.blocks import Geometry, need, product, read_geometry, turn_in_place
+from specproxy.heads.rotary import Turn
 from specproxy.heads.weights import Weights
 from specproxy.kernels.attention import Attention, Scoring
 from specproxy.kernels.paged import KVBuffers, LayerShape

@@ -11,6 +11,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,12 +23,15 @@ from specproxy.models.linear import Linear, make_linear
 from specproxy.models.native_parts import NativeParts
 from specproxy.models.norm import Norm, make_rms_norm
 
+if TYPE_CHECKING:
+    from specproxy.heads.device_parts import DeviceParts
+
 SUFFIXES = (".safetensors", ".pt", ".bin")
 
 
 class Weights:
     """The tensors of one checkpoint, in ``dtype`` on ``device`` (integers and flags as they are); ``linear`` and
-    ``norm`` make products and norms of them."""
+    ``norm`` make products and norms of them. ``kernels``: makes of those the parts of a layer, on a GPU."""
 
     def __init__(
         self,
@@ -43,11 +47,21 @@ class Weights:
         if code is not None:
             parts = NativeParts(code, sum(tensor.numel() for tensor in tensors.values()))
             self.linear, self.norm = parts.linear, parts.norm
+        self.kernels: DeviceParts | None = None
+        if device.startswith("cuda"):
+            from specproxy.heads.device_parts import DeviceParts  # needs Triton, which comes with a GPU
+
+            self.use(DeviceParts())
         self.path = path
         self._all = tensors
         self._left = dict(tensors)
         self._dtype = dtype
         self._device = device
+
+    def use(self, kernels: DeviceParts) -> None:
+        """What is made of tensors from here on runs on the GPU's kernels."""
+        self.kernels = kernels
+        self.linear, self.norm = kernels.linear, kernels.norm
 
     @property
     def names(self) -> frozenset[str]:

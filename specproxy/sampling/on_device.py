@@ -51,7 +51,7 @@ def pack_rows(rows: Sequence[Row], device: torch.device) -> DrawRows:
             *(lanes[id(row.sampler)] for row in rows),
             *(row.position for row in rows),
             *(sampler.cut.top_k for sampler in samplers),
-            *(_signed(sampler.seed) for sampler in samplers),
+            *(signed(sampler.seed) for sampler in samplers),
             *(sampler.choice for sampler in samplers),
             *(sampler.vocab_size for sampler in samplers),
         ]
@@ -81,6 +81,6 @@ def pack_rows(rows: Sequence[Row], device: torch.device) -> DrawRows:
     )
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     """64 bits as a signed number."""
     return seed - 2**64 if seed >= 2**63 else seed

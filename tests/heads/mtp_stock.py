@@ -73,7 +73,8 @@ class _Alone:
         self.spec: Any = type("Spec", (), {"layers": (kv,)})
 
     def step(self, ids: Tensor, hidden: Tensor, positions: Tensor, plan: Any, kv: Any, module: int) -> Tensor:
-        return self._layer(hidden, self._rotary.at(positions), plan, kv)
+        x, delta = self._layer(hidden, self._rotary.at(positions), plan, kv)
+        return x + delta
 
 
 def our_output(layer: Layer, rotary: RotaryTable, kv: Any, x: Tensor) -> Tensor:

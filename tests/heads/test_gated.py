@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from specproxy.heads.blocks import SwiGLU, read_geometry
+from specproxy.heads.blocks import ResidualNorm, SwiGLU, read_geometry
 from specproxy.heads.gated import GatedAttention, make_offset_norm
 from specproxy.heads.moe import MixtureOfExperts
 from specproxy.heads.mtp_families import Layer
@@ -42,7 +42,7 @@ def test_layer_is_transformers(case: str) -> None:
     layer = Layer(
         input_norm=make_offset_norm(weights.take(f"{PREFIX}input_layernorm.weight", H), shape.eps),
         attention=GatedAttention(weights, f"{PREFIX}self_attn.", 0, shape),
-        mlp_norm=make_offset_norm(weights.take(f"{PREFIX}post_attention_layernorm.weight", H), shape.eps),
+        mlp_norm=ResidualNorm(make_offset_norm(weights.take(f"{PREFIX}post_attention_layernorm.weight", H), shape.eps)),
         mlp=SwiGLU(weights, f"{PREFIX}mlp.", shape)
         if "mlp_only_layers" in config
         else MixtureOfExperts(weights, f"{PREFIX}mlp.", config, "softmax", shape),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specproxy.errors import ModelLoadError
-from specproxy.heads.blocks import Geometry, SwiGLU, rms_norm
+from specproxy.heads.blocks import Geometry, SwiGLU, residual_norm, rms_norm
 from specproxy.heads.mla import LatentAttention, read_latent_geometry
 from specproxy.heads.moe import MixtureOfExperts
 from specproxy.heads.mtp_families import Layer
@@ -37,7 +37,7 @@ def build_layer(weights: Any, config: dict[str, Any]) -> tuple[Layer, Any]:
     layer = Layer(
         input_norm=rms_norm(weights, f"{PREFIX}input_layernorm.weight", H, 1e-6),
         attention=LatentAttention(weights, f"{PREFIX}self_attn.", 0, shape),
-        mlp_norm=rms_norm(weights, f"{PREFIX}post_attention_layernorm.weight", H, 1e-6),
+        mlp_norm=residual_norm(weights, f"{PREFIX}post_attention_layernorm.weight", H, 1e-6),
         mlp=MixtureOfExperts(weights, f"{PREFIX}mlp.", config, "sigmoid", common)
         if sparse
         else SwiGLU(weights, f"{PREFIX}mlp.", common),

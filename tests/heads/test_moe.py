@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specproxy.errors import ModelLoadError
-from specproxy.heads.blocks import SelfAttention, read_geometry, rms_norm
+from specproxy.heads.blocks import SelfAttention, read_geometry, residual_norm, rms_norm
 from specproxy.heads.moe import Experts, MixtureOfExperts, Router, Routing, read_routing
 from specproxy.heads.mtp_families import Layer
 from specproxy.heads.weights import Weights
@@ -42,7 +42,7 @@ def test_layer_is_transformers(case: str) -> None:
     layer = Layer(
         input_norm=rms_norm(weights, f"{PREFIX}input_layernorm.weight", H, shape.eps),
         attention=SelfAttention(weights, f"{PREFIX}self_attn.", 0, shape),
-        mlp_norm=rms_norm(weights, f"{PREFIX}post_attention_layernorm.weight", H, shape.eps),
+        mlp_norm=residual_norm(weights, f"{PREFIX}post_attention_layernorm.weight", H, shape.eps),
         mlp=MixtureOfExperts(weights, f"{PREFIX}mlp.", config, "sigmoid", shape),
     )
     weights.finish()

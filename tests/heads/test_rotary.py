@@ -113,7 +113,7 @@ def test_what_cannot_be_computed_is_refused(rules: dict[str, Any], message: str)
 def test_the_base_is_the_heads_own(config: dict[str, Any], theta: float) -> None:
     """Without a base of its own a head has 10000, whatever the target's; both generations of keys are read."""
     target = fake_target(Sizes(), rope_theta=123.0).facts
-    cos, _ = read_rotary(config, 8, target, "here").at(torch.tensor([5]))
+    cos, _ = read_rotary(config, 8, target, "here").at(torch.tensor([5])).factors
     expected = np.cos(5 * theta ** (-np.arange(4) / 4))
     np.testing.assert_allclose(cos[0, 0, :4].numpy(), expected, atol=1e-12)
 
@@ -125,7 +125,7 @@ def test_positions_reach_as_far_as_the_targets() -> None:
     table = read_rotary(
         {"max_position_embeddings": 64}, 8, target.__class__(**vars(target) | {"config": facts}), "here"
     )
-    assert table.at(torch.tensor([9062]))[0].shape == (1, 1, 8)
+    assert table.at(torch.tensor([9062])).factors[0].shape == (1, 1, 8)
 
 
 def test_a_head_that_lacks_a_rule_says_where(tmp_path: object) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specproxy.errors import ModelLoadError
-from specproxy.heads.blocks import SwiGLU, rms_norm
+from specproxy.heads.blocks import SwiGLU, residual_norm, rms_norm
 from specproxy.heads.mtp_families import Layer
 from specproxy.heads.sliding import SlidingAttention, read_sliding_geometry
 from tests.heads.mtp_checkpoints import MIMO_V2, H, target_facts, varied
@@ -56,7 +56,7 @@ def test_layer_is_transformers(bias: bool) -> None:
         layer = Layer(
             input_norm=rms_norm(weights, f"{PREFIX}input_layernorm.weight", H, 1e-5),
             attention=SlidingAttention(weights, f"{PREFIX}self_attn.", 0, shape),
-            mlp_norm=rms_norm(weights, f"{PREFIX}pre_mlp_layernorm.weight", H, 1e-5),
+            mlp_norm=residual_norm(weights, f"{PREFIX}pre_mlp_layernorm.weight", H, 1e-5),
             mlp=SwiGLU(weights, f"{PREFIX}mlp.", shape.common),
         )
         weights.finish()

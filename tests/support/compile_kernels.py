@@ -14,12 +14,21 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from specproxy.kernels import compact, draw, draw_cutoffs, layer_parts, ragged_attention, small_product, tree_walk
+from specproxy.kernels import (
+    compact,
+    draw,
+    draw_cutoffs,
+    layer_parts,
+    place,
+    ragged_attention,
+    small_product,
+    tree_walk,
+)
 from specproxy.kernels.attention import Scoring, Span
 from specproxy.kernels.draw_rows import DrawRows
 from specproxy.kernels.paged import KVBuffers, LayerShape
 
-MODULES = (compact, draw, draw_cutoffs, layer_parts, ragged_attention, small_product, tree_walk)
+MODULES = (compact, draw, draw_cutoffs, layer_parts, place, ragged_attention, small_product, tree_walk)
 run = JITFunction.run
 
 
@@ -41,7 +50,8 @@ class NoCard:
 
 def compile_instead(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
     """Stands in for a launch."""
-    options |= {"EARLY": True, "launch_pdl": True}
+    if "EARLY" in self.arg_names:
+        options |= {"EARLY": True, "launch_pdl": True}
     compiled = run(self, *args, grid=grid, warmup=True, **options)
     print(f"{self.fn.__name__}: {compiled.metadata.shared} bytes of shared memory, {compiled.metadata.num_warps} warps")
     return compiled
@@ -98,6 +108,10 @@ def main() -> None:
     draft = torch.zeros(1, 5, dtype=torch.int64)
     root = torch.zeros(1, dtype=torch.int64)
     walked = tree_walk.tree_walk(draft, draft - 1, root, torch.zeros(1, 6, dtype=torch.int64))
+    places = place.Places(*(torch.zeros(3, dtype=torch.int32) for _ in range(3)), torch.zeros(3, dtype=torch.int64))
+    tables = torch.zeros(1, 4, dtype=torch.int32)
+    place.place(tables, root, root, tables[:, 0].contiguous(), 1, 64, 64, places)
+    place.store_page_ends(torch.zeros(3, 384, dtype=half), places.turn, tables, 64, torch.zeros(9, 384, dtype=half))
     compact.compact(kv, torch.zeros(1, 2, dtype=torch.int32), root, walked.accepted, walked.length)
 
 

@@ -55,12 +55,12 @@ MAX_PREEMPTIONS = 3
 class Identity:
     """Runs cases on one engine. ``records`` have ``ids`` and ``reference_ids``; ``max_tokens`` per answer.
 
-    ``compared`` counts answer tokens that were held against their plain twins; ``counts`` what drafters did.
+    ``logprobs``: alternatives asked for, ``None`` for none. ``compared`` counts answer tokens that were held against their plain twins; ``counts`` what drafters did.
     """
 
     driver: Driver
     max_tokens: int = 32
-    logprobs: int = 2
+    logprobs: int | None = 2
     compared: int = 0
     counts: dict[str, DraftCounts] = field(default_factory=dict)
     _plain: dict[str, Answer] = field(default_factory=dict)
