@@ -33,7 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "train": LEAVES | {"config", "text", "kernels", "models", "sampling", "heads", "drafters"},
     "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "heads", "drafters"},
     "server": LEAVES | {"backend", "config", "wire", "text", "policy"},
-    "bench": LEAVES | {"backend", "config", "wire", "text", "policy", "models", "engine", "server"},
+    "bench": LEAVES
+    | {"backend", "config", "wire", "text", "policy", "kernels", "sampling", "models", "engine", "server"},
     "cli": LEAVES | {"backend", "config", "wire", "text", "policy", "models", "engine", "server", "bench", "train"},
     "__main__": {"cli"},
 }

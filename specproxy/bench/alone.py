@@ -75,11 +75,14 @@ class AloneEngine:
         parsed = parse_chat(msgspec.json.encode(body), self.context)
         return parsed.submissions(decision, record.seed, salt=salt, id_prefix=f"alone-{self._asked}")[0]
 
-    async def answer(self, submissions: Sequence[Submission], at_once: int) -> list[Answer]:
-        """Answer all, ``at_once`` at a time: where one ends the next begins. Times run from the first one's start."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, submissions, at_once)
+    async def answer(
+        self, submissions: Sequence[Submission], at_once: int, hear: Callable[[Delta], None] = lambda delta: None
+    ) -> list[Answer]:
+        """Answer all, ``at_once`` at a time: where one ends the next begins. Times run from the first one's start.
+        ``hear`` gets every delta, on the engine's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, submissions, at_once, hear)
 
-    def _run(self, submissions: Sequence[Submission], at_once: int) -> list[Answer]:
+    def _run(self, submissions: Sequence[Submission], at_once: int, hear: Callable[[Delta], None]) -> list[Answer]:
         answers = {submission.id: Answer() for submission in submissions}
         waiting, running = deque(submissions), 0
         started = time.perf_counter()
@@ -90,6 +93,7 @@ class AloneEngine:
             deltas = self._engine.step()
             now = time.perf_counter() - started
             for delta in deltas:
+                hear(delta)
                 _take(answers[delta.id], delta, now)
                 running -= delta.finish_reason is not None
         return list(answers.values())

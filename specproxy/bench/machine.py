@@ -12,9 +12,10 @@ import specproxy
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """Processor, usable cores, memory in GiB and operating system of this machine."""
+    """Processor, NVIDIA GPUs, usable cores, memory in GiB and operating system of this machine."""
     return {
         "cpu": _cpu_model(),
+        "gpus": _gpu_models(),
         "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.release()}",
@@ -25,7 +26,7 @@ def describe_machine() -> dict[str, str | int | float]:
 def describe_software() -> dict[str, str]:
     """Versions of what runs here, and the commit of the working tree where there is one."""
     versions = {"specproxy": specproxy.__version__, "python": platform.python_version(), "commit": commit()}
-    for name in ("torch", "transformers", "aiohttp"):
+    for name in ("torch", "triton", "transformers", "aiohttp"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -59,6 +60,15 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _gpu_models() -> str:
+    """Models of the GPUs that the driver shows here, one by one; empty where there is none."""
+    models = []
+    for info in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+    return ", ".join(models)
 
 
 def _memory_gib() -> float:

@@ -153,9 +153,11 @@ def machine_notes(facts: dict[str, Any]) -> list[str]:
     """Hardware and software, and whether they were free."""
     machine, software = facts["machine"], facts["software"]
     lines = [
+        machine["gpus"],
         "{cpu}, {cores} usable cores, {memory_gib} GiB, {system}, load {load_1m} before the run".format(**machine),
         ", ".join(f"{name} {version}" for name, version in software.items() if version),
     ]
+    lines = [line for line in lines if line]
     if machine["load_1m"] > BUSY * machine["cores"]:
         lines.append("the machine was busy before the run: do not trust these numbers")
     return lines

@@ -14,7 +14,7 @@ from rich.console import Console
 from specproxy.bench.arms import POLICY, parse_arms
 from specproxy.bench.field import drafters_of, field_arms
 from specproxy.bench.openvino_peer import WAYS, openvino_arms, openvino_peer
-from specproxy.bench.peers import Peer, peer_arms
+from specproxy.bench.peers import Peer
 from specproxy.bench.records import bundled, load_records, select
 from specproxy.bench.report import faults, markdown, print_report, to_json
 from specproxy.bench.runner import Measured
@@ -31,12 +31,14 @@ from specproxy.bench.session import (
     running_server,
 )
 from specproxy.bench.summary import add_memory, summarise
-from specproxy.cli.bench_engine import OVERHEAD_CONCURRENCY, run_study
+from specproxy.cli.bench_engine import OVERHEAD_CONCURRENCY, run_study, study_of
 from specproxy.cli.bench_setup import (
     assistant,
     count,
+    hf_arms,
     hf_peers,
     names,
+    numbers,
     openvino_setup,
     plot_file,
     progress_bar,
@@ -112,6 +114,15 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
     studies.add_argument("--overhead", action="store_true", help="what HTTP and the socket add to the engine")
     studies.add_argument("--sweep", action="store_true", help="speed against levels drafted, for chains and trees")
     studies.add_argument("--coupling", action="store_true", help="coupled against greedy drafts at T = 0.8 and 1")
+    studies.add_argument(
+        "--steps", action="store_true", help="the target's step and its parts beside the memory's speed"
+    )
+    studies.add_argument("--batch", type=numbers, metavar="N,N,…", help="throughput at so many sequences at a time")
+    studies.add_argument("--intervals", action="store_true", help="the time between steps, drafting and plain")
+    studies.add_argument("--identity", type=count, metavar="N", help="on against off, bit by bit, over N prompts")
+    group.add_argument(
+        "--context", type=numbers, metavar="N,N,…", help="tokens before the step of --steps, beyond the model's too"
+    )
     group.add_argument("--plot", metavar="FILE", type=plot_file, default=Path("sweep.png"), help="picture of --sweep")
 
 
@@ -123,7 +134,7 @@ def run_command(args: argparse.Namespace) -> int:
     _check(args)
     config = None if args.url else start_config(args)
     plan = _plan(args, config)
-    if config is not None and (args.overhead or args.sweep or args.coupling):
+    if config is not None and study_of(args):
         return run_study(args, plan, config, console, progress)
     outcome = asyncio.run(_measure(args, plan, config, progress))
     summaries = summarise(outcome.results, plan.arms, exact=is_exact(outcome.facts))
@@ -140,27 +151,29 @@ def run_command(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse combinations that would measure something else than was asked for. Raises StartError."""
-    others = args.peers or args.openvino or args.openvino_python
-    local = [
-        name for name in ("peers", "overhead", "sweep", "coupling", "all_drafters", "scale") if getattr(args, name)
-    ]
+    others, study = args.peers or args.openvino or args.openvino_python, study_of(args)
+    local = [name for name in ("peers", study, "all_drafters", "scale") if name and getattr(args, name)]
     if args.url and (local or others):
         flag = local[0] if local else "openvino"
         raise StartError(f"--{flag.replace('_', '-')} loads the model itself; leave --url out")
-    if args.scale and others:
-        raise StartError("--scale grows our own target, which other libraries do not run; leave one of the two out")
+    if args.scale and (args.openvino or args.openvino_python):
+        raise StartError("--scale grows our own target, which OpenVINO does not run; leave one of the two out")
     if args.k is not None and (args.arms is not None or not args.all_drafters):
         raise StartError("--k goes with --all-drafters alone; an arm says its own: DRAFTER;k=N")
     if others and (args.concurrency or 1) > 1:
         raise StartError("other libraries answer one prompt at a time; leave --concurrency out")
-    if (args.sweep or args.coupling) and (args.concurrency or 1) > 1:
-        raise StartError("--sweep and --coupling answer one prompt at a time; leave --concurrency out")
+    if study not in ("", "overhead") and (args.concurrency or 1) > 1:
+        raise StartError(f"--{study} says itself how many prompts run at a time; leave --concurrency out")
+    if args.context and not args.steps:
+        raise StartError("--context is that of --steps; add it, or leave --context out")
+    if args.steps and args.prompts:
+        raise StartError(f"--steps answers no prompts; leave {args.prompts} out")
 
 
 def _plan(args: argparse.Namespace, config: StartConfig | None) -> Plan:
     records = select(load_records(args.prompts or bundled()), names(args.categories), args.limit)
     openvino = args.openvino or args.openvino_python is not None
-    if args.overhead or args.sweep or args.coupling:
+    if study_of(args):
         arms = parse_arms([], numeric=False)
     else:
         arms = parse_arms(_wanted(args, config), numeric=not args.no_numeric and not args.url)
@@ -169,7 +182,7 @@ def _plan(args: argparse.Namespace, config: StartConfig | None) -> Plan:
             "--url: a request cannot ask a running server for trees; give its routes trees, or leave --url out"
         )
     if config is not None and args.peers:
-        arms += peer_arms(assistant=assistant(config) is not None)
+        arms += hf_arms(config)
     if config is not None and openvino:
         arms += openvino_arms(draft=assistant(config) is not None)
     return Plan(

@@ -1,22 +1,23 @@
-"""The studies of ``specproxy bench`` that run the engine in this process: overhead, sweep, coupling. They import torch
-when they run."""
+"""The studies of ``specproxy bench`` that run the engine in this process: which one is asked for, and those of drafting
+(overhead, sweep, coupling). They import torch when they run."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from specproxy.bench.arms import parse_arm
-from specproxy.bench.field import Grid
 from specproxy.bench.plot import check_can_draw, draw
 from specproxy.bench.report import faults
 from specproxy.bench.session import Plan, machine_notes, own_servers
 from specproxy.bench.summary import CategorySummary
+from specproxy.cli import bench_device
 from specproxy.cli.bench_setup import names, progress_bar, scaled
+from specproxy.cli.bench_show import print_grids, study_method, with_progress
 from specproxy.config.schema import StartConfig
 from specproxy.errors import StartError
 
@@ -31,8 +32,12 @@ def run_study(
     args: argparse.Namespace, plan: Plan, config: StartConfig, console: Console, progress_console: Console
 ) -> int:
     """The study that ``args`` asks for. 0: all answers came and equal plain decoding; 1: some did not."""
-    study = _overhead if args.overhead else _sweep if args.sweep else _coupling
-    return study(args, plan, config, console, progress_console)
+    return STUDIES[study_of(args)](args, plan, config, console, progress_console)
+
+
+def study_of(args: argparse.Namespace) -> str:
+    """The name of the study that ``args`` asks for; empty for none."""
+    return next((name for name in STUDIES if getattr(args, name)), "")
 
 
 def _overhead(
@@ -69,12 +74,12 @@ def _sweep(
         raise StartError(f"--arms: {unknown[0]} is not declared; expected some of: {', '.join(deep(config.drafters))}")
     engine = AloneEngine.load(config, progress_console.print, drafters)
     chosen = lines(engine.drafters, trees=engine.numerics.trees)
-    sweep = _with_progress(
+    sweep = with_progress(
         progress_console, measurements(plan, chosen), lambda done: run_sweep(plan, engine, chosen, done)
     )
     draw(sweep, args.plot)
-    notes = [*scaled(config), f"{_method(plan)}; the picture is {args.plot}", *machine_notes(sweep.facts)]
-    _print(args, console, best_sizes(sweep), notes, sweep.categories)
+    notes = [*scaled(config), f"{study_method(plan)}; the picture is {args.plot}", *machine_notes(sweep.facts)]
+    print_grids(args, console, [best_sizes(sweep)], [*notes, *_faults(sweep.categories)])
     if args.json:
         print(sweep.to_json())
     return 1 if any(map(faults, sweep.categories)) else 0
@@ -88,43 +93,31 @@ def _coupling(
 
     arms = choose(config.drafters, names(args.arms or ""))
     engine = AloneEngine.load(config, progress_console.print, twins(config.drafters, arms))
-    coupling = _with_progress(
+    coupling = with_progress(
         progress_console, measurements(plan, arms), lambda done: run_coupling(plan, engine, arms, done)
     )
     meaning = (
         "right: share of the target's own tokens guessed one position ahead on the same logits; rejection: what "
         "rejection sampling would accept there; K as the controller chooses unless the arm fixes it"
     )
-    notes = [*scaled(config), _method(plan), meaning, *machine_notes(coupling.facts)]
-    _print(args, console, coupling_table(coupling), notes, coupling.categories)
+    notes = [*scaled(config), study_method(plan), meaning, *machine_notes(coupling.facts)]
+    print_grids(args, console, [coupling_table(coupling)], [*notes, *_faults(coupling.categories)])
     if args.json:
         print(coupling.to_json())
     return 1 if any(map(faults, coupling.categories)) else 0
 
 
-def _method(plan: Plan) -> str:
-    return (
-        f"{len(plan.records)} prompts, one at a time, {plan.repeats} repeat(s), at most {plan.max_tokens} tokens, the "
-        "engine in this process; ratios: paired, geometric means over prompts, with 95 % bootstrap intervals of them"
-    )
+def _faults(categories: Sequence[Sequence[CategorySummary]]) -> list[str]:
+    return [fault for summaries in categories for fault in faults(summaries)]
 
 
-def _print(
-    args: argparse.Namespace,
-    console: Console,
-    grid: Grid,
-    notes: Sequence[str],
-    categories: Sequence[Sequence[CategorySummary]],
-) -> None:
-    if args.markdown:
-        console.print(f"{grid.title}\n\n{grid.markdown()}\n", markup=False, highlight=False, soft_wrap=True)
-    else:
-        console.print(grid.rich())
-    for note in [*notes, *(fault for summaries in categories for fault in faults(summaries))]:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-
-
-def _with_progress(console: Console, total: int, study: Callable[[Callable[[str], None]], Any]) -> Any:
-    with progress_bar(console) as progress:
-        task = progress.add_task("warming up", total=total)
-        return study(lambda what: progress.update(task, advance=1, description=what))
+STUDIES: dict[str, Callable[[argparse.Namespace, Plan, StartConfig, Console, Console], int]] = {
+    "overhead": _overhead,
+    "sweep": _sweep,
+    "coupling": _coupling,
+    "steps": bench_device.steps,
+    "batch": bench_device.batch,
+    "intervals": bench_device.intervals,
+    "identity": bench_device.identity,
+}
+"""By option."""

@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from specproxy.bench.arms import Arm
 from specproxy.bench.field import drop_missing, field_config
 from specproxy.bench.machine import usable_cores
 from specproxy.bench.openvino_peer import Setup
-from specproxy.bench.peers import Peer, Peers, peer_arms
+from specproxy.bench.peers import Peer, Peers, Stock, peer_arms
 from specproxy.config.flags import config_file, flag_settings
 from specproxy.config.load import load_start_config
-from specproxy.config.schema import StartConfig
+from specproxy.config.schema import DrafterConfig, StartConfig
 from specproxy.models.grown.shapes import DRAFTS
 
 
@@ -54,24 +55,35 @@ def _start_config(args: argparse.Namespace, file: Path | None, settings: dict[st
     return config
 
 
-def assistant(config: StartConfig) -> str | None:
+def assistant(config: StartConfig) -> DrafterConfig | None:
     """The first draft model that is declared: what other libraries draft with."""
-    return next((drafter.path for drafter in config.drafters.values() if drafter.type == "draft_model"), None)
+    return next((drafter for drafter in config.drafters.values() if drafter.type == "draft_model"), None)
+
+
+def hf_arms(config: StartConfig) -> list[Arm]:
+    """What transformers' generate is measured as; it compiles where the target is on a GPU."""
+    from specproxy.bench.timing import find_device
+
+    return peer_arms(
+        assistant=assistant(config) is not None, compiled=find_device(config.model.device).startswith("cuda")
+    )
 
 
 def hf_peers(config: StartConfig, console: Console) -> dict[str, Peer]:
-    """transformers' own models by arm: the target, and the assistant."""
+    """transformers' own models by arm: the target, and the assistant, both grown where ours are."""
+    from specproxy.bench.timing import find_device
     from specproxy.models.loading import find_model
 
     console.print("loading the models in transformers")
-    path = assistant(config)
+    model, helper = config.model, assistant(config)
     peers = Peers.load(
-        find_model(config.model.path, "target"),
-        None if path is None else find_model(path, "draft"),
-        dtype=config.model.dtype,
+        Stock(find_model(model.path, "target"), model.grow),
+        None if helper is None else Stock(find_model(helper.path, "draft"), str(helper.options.get("grow") or "")),
+        dtype=model.dtype,
+        device=find_device(model.device),
         threads=threads_of(config),
     )
-    return {arm.name: peers for arm in peer_arms(assistant=path is not None)}
+    return {arm.name: peers for arm in hf_arms(config)}
 
 
 def openvino_setup(args: argparse.Namespace, config: StartConfig) -> Setup:
@@ -79,13 +91,13 @@ def openvino_setup(args: argparse.Namespace, config: StartConfig) -> Setup:
     from specproxy.models.loading import find_model
     from specproxy.models.machine import cache_folder
 
-    path = assistant(config)
+    helper = assistant(config)
     python = args.openvino_python or sys.executable
     return Setup(
         # Absolute, but not resolved: an environment's Python is a link to one that lacks its packages.
         python=str(Path(shutil.which(python) or python).absolute()),
         target=find_model(config.model.path, "target").absolute(),
-        draft=None if path is None else find_model(path, "draft").absolute(),
+        draft=None if helper is None else find_model(helper.path, "draft").absolute(),
         cache=(args.openvino_models or cache_folder() / "openvino").absolute(),
         threads=threads_of(config),
     )
@@ -100,6 +112,11 @@ def progress_bar(console: Console) -> Progress:
     """What is being done, and how much is left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)
+
+
+def numbers(text: str) -> list[int]:
+    """A comma-separated list of numbers that are 1 or more."""
+    return [count(part) for part in names(text)]
 
 
 def names(text: str) -> list[str]:

@@ -50,11 +50,27 @@ def test_no_server_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("specproxy: no server answers at http://127.0.0.1:9/v1")
 
 
-@pytest.mark.parametrize("flag", ["--peers", "--overhead"])
+@pytest.mark.parametrize("flag", ["--peers", "--overhead", "--steps", "--batch=1", "--identity=1"])
 def test_flags_that_need_the_model_refuse_a_url(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is silently measured elsewhere than asked for."""
     assert main(["bench", "--url", "http://127.0.0.1:9/v1", flag]) == 1
     assert "leave --url out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batch", "4", "--concurrency", "8"], "--batch says itself how many prompts run at a time"),
+        (["--context", "900"], "--context is that of --steps"),
+        (["mine.jsonl", "--steps"], "--steps answers no prompts; leave mine.jsonl out"),
+    ],
+)
+def test_what_a_study_does_not_read_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that would change nothing is one message."""
+    assert main(["bench", *arguments]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_peers_are_batch_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,9 +114,9 @@ def test_a_grown_target_is_measured_with_all_that_drafts_for_it(
         assert max(entry["acceptance"] for entry in found) > 0.15, name
 
 
-def test_other_libraries_do_not_run_grown_targets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_openvino_does_not_run_grown_targets(capsys: pytest.CaptureFixture[str]) -> None:
     """Two models of different cost are not put beside each other."""
-    assert main(["bench", "--scale", "llama-3-8b", "--peers"]) == 1
+    assert main(["bench", "--scale", "llama-3-8b", "--openvino"]) == 1
     assert "--scale grows our own target" in capsys.readouterr().err
 
 
