@@ -1,4 +1,4 @@
-"""Captures the usual decode steps of a target on a GPU before anybody waits for one."""
+"""Captures the usual steps of a target on a GPU before anybody waits for one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from specproxy.engine.runner import GRAPHED_ROWS, Rules
-from specproxy.engine.step_shapes import StepShape, short_reach, usual_shapes
+from specproxy.engine.step_shapes import StepShape, chunk_shapes, short_reach, usual_shapes
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel, query_group
 
@@ -47,10 +47,13 @@ class Captures:
         left = self.graphs.capture(step_shapes(self._rules, states, *self._shape), SECONDS)
         count, taken = len(self.graphs) - before, self.graphs.bytes - held
         rest = f", {left} more when they occur" if left else ""
-        progress(f"captured {count} decode steps for states {list(states)}, {taken / 2**20:.0f} MB{rest}")
+        progress(f"captured {count} steps for states {list(states)}, {taken / 2**20:.0f} MB{rest}")
 
 
 def step_shapes(rules: Rules, hidden: tuple[int, ...], group: int, reach: int, max_sequences: int) -> list[StepShape]:
-    """Shapes of all decode steps that ``rules`` let an ordinary run have. ``group``, ``reach``: see usual_shapes."""
+    """Shapes of all steps that ``rules`` let an ordinary run have. ``group``, ``reach``: see usual_shapes. Prompt
+    chunks come first: no step is wider, or takes more scratch memory."""
     widths = {rules.width(rows) for rows in range(1, min(rules.max_rows, GRAPHED_ROWS) + 1)}
-    return usual_shapes([width for width in widths if width <= GRAPHED_ROWS], hidden, group, reach, max_sequences)
+    chunks = chunk_shapes(rules.prefill_rows, rules.trim, rules.width(1), hidden, group, reach)
+    decode = usual_shapes([width for width in widths if width <= GRAPHED_ROWS], hidden, group, reach, max_sequences)
+    return [*chunks, *decode]

@@ -21,7 +21,7 @@ from specproxy.models.machine import cache_folder, cpu_identity
 from specproxy.models.native import native_model
 from specproxy.vocabulary import Numerics
 
-SELFTEST_VERSION = 11
+SELFTEST_VERSION = 12
 """Part of the fingerprint: raise it when the test, the attention or the step changes."""
 
 RUNGS = ("numeric", "bitwise-fixed", "bitwise")

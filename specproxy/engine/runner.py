@@ -58,7 +58,7 @@ class Rules:
 
 
 GRAPHED_ROWS = 64
-"""Rows up to which decode steps are captured on a GPU; a wider one is arithmetic, not launches."""
+"""Rows up to which decode steps are captured on a GPU. Prompt chunks are captured, too, where one row is sampled."""
 
 NUMERIC = Rules("numeric", (), 64, 128, trim=16)
 
@@ -77,7 +77,7 @@ class Runner:
         self.rules = rules
         self.threads = threads
         self._group = query_group(model)
-        self._graphs = graphs or _graphs(model, self.kv)
+        self._graphs = _graphs(model, self.kv) if graphs is None else graphs
 
     def under(self, rules: Rules) -> Runner:
         """The same target under other rules."""
@@ -93,16 +93,18 @@ class Runner:
         self.threads.enter(width)
         if self._led is not None:
             self._led.run(step, self.rules, hidden)
-        if self._graphs is not None and step.kind == "decode" and width <= GRAPHED_ROWS:
-            logits, taps = self._graphs.run(step, width, hidden)
-            if step.sample == list(range(sampled)):
+        head = self.rules.width(max(1, sampled))
+        chunk = step.kind == "prefill"
+        if self._graphs is not None and (sampled == 1 if chunk else width <= GRAPHED_ROWS):
+            logits, taps = self._graphs.run(step, width, hidden, head if chunk else None)
+            if chunk or step.sample == list(range(sampled)):
                 return logits[:sampled], taps
             return logits[torch.tensor(step.sample, dtype=torch.long, device=device)], taps
         pad = [0] * (width - rows)
         slots = torch.tensor(step.slots + [self.kv.trash_slot] * len(pad), dtype=torch.long, device=device)
         plan = plan_attention(step.spans, slots, self.kv, exact=self.rules.exact, group=self._group)
         every = sampled == width
-        wanted = step.sample + [0] * (self.rules.width(max(1, sampled)) - sampled)
+        wanted = step.sample + [0] * (head - sampled)
         logits, taps = self.model.forward(
             torch.tensor(step.ids + pad, device=device),
             torch.tensor(step.positions + pad, device=device),

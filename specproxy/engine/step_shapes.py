@@ -1,8 +1,10 @@
-"""Which shapes of decode steps are captured on a GPU: few, so that all an ordinary run needs can be there at start.
+"""Which shapes of steps are captured on a GPU: few, so that all an ordinary run needs can be there at start.
 
-A step is padded to a captured one with as many rows or more, and as many blocks of rows or more. Both cost little: rows
-share the reading of the weights, and a block without rows is a program that ends at once. What a row computes does not
-depend on either (``ragged_attention.py``, ``small_product.py``).
+A decode step is padded to a captured one with as many rows or more, and as many blocks of rows or more. Both cost
+little: rows share the reading of the weights, and a block without rows is a program that ends at once. What a row
+computes does not depend on either (``ragged_attention.py``, ``small_product.py``).
+
+A prompt chunk keeps its rows: its products are the library's, whose bits may depend on how many there are.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from specproxy.engine.step import Step
+from specproxy.kernels.paged import KEY_BLOCK
 from specproxy.kernels.ragged_rows import count_blocks
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Rows that steps are captured with."""
+"""Rows that decode steps are captured with."""
 
 BLOCK_FACTOR = 4
 """Between two numbers of blocks that steps of one width are captured with."""
@@ -23,13 +27,38 @@ SHORT = 4096
 
 
 class StepShape(NamedTuple):
-    """What a graph is captured for. ``reach``: no row sees keys from there on. ``hidden``: states that are wanted."""
+    """What a graph is captured for. ``reach``: no row sees keys from there on. ``hidden``: states that are wanted.
+    ``sampled``: rows that go through the head, named with each step; ``None``: all, as they stand."""
 
     rows: int
     blocks: int
     reach: int
     trees: bool
     hidden: tuple[int, ...]
+    sampled: int | None = None
+
+    @property
+    def logits(self) -> int:
+        """Rows of logits that the graph gives."""
+        return self.rows if self.sampled is None else self.sampled
+
+
+def shape_of(
+    step: Step, width: int, sampled: int | None, hidden: Sequence[int], group: int, reaches: Sequence[int]
+) -> StepShape:
+    """What ``step`` runs on: as a decode step of ``width`` rows or more where all are sampled, as a chunk of just so
+    many where ``sampled`` are. ``reaches``: those there are graphs for."""
+    rows = padded_rows(width) if sampled is None else width
+    blocks = count_blocks([span.count for span in step.spans], group)
+    end = max(span.end for span in step.spans)
+    return StepShape(
+        rows,
+        padded_blocks(blocks, rows, group),
+        min(reach for reach in reaches if end <= reach),
+        any(span.words is not None for span in step.spans),
+        tuple(hidden),
+        sampled,
+    )
 
 
 def padded_rows(rows: int) -> int:
@@ -57,7 +86,21 @@ def padded_blocks(blocks: int, rows: int, group: int) -> int:
 
 def short_reach(max_len: int, page_size: int) -> int:
     """Reach of the graphs for contexts up to SHORT."""
-    return min(SHORT, max_len + page_size)
+    return min(SHORT, full_reach(max_len, page_size))
+
+
+def full_reach(max_len: int, page_size: int) -> int:
+    """Reach of the graphs for all contexts: to the end of a key block, as the padding of a last chunk does."""
+    return -(-(max_len + page_size) // KEY_BLOCK) * KEY_BLOCK
+
+
+def chunk_shapes(
+    rows: int, trim: int, sampled: int, hidden: tuple[int, ...], group: int, reach: int
+) -> list[StepShape]:
+    """Shapes of prompt chunks of ``rows`` and, with ``trim``, of its multiples below, the widest first.
+    ``sampled``: how many rows of each go through the head."""
+    widths = range(rows, 0, -trim) if trim else (rows,)
+    return [StepShape(width, block_counts(width, group)[0], reach, False, hidden, sampled) for width in widths]
 
 
 def usual_shapes(
