@@ -19,6 +19,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.forms import Form, chain, run_of
 from specproxy.drafters.growth import Ask, Draw, Grower
 from specproxy.drafters.held import held_bytes
 from specproxy.drafters.registry import Host, Options, read_options
@@ -184,16 +185,20 @@ class DraftModel:
         self.leave(row, len(done))
         return Entry(len(tokens) - len(done))
 
-    def draft(self, lanes: Lanes, k: int) -> Tensor:
+    def form(self, levels: int, nodes: int, width: int) -> Form:
+        """See LaneDrafter."""
+        return chain(min(levels, nodes))
+
+    def draft(self, lanes: Lanes, form: Form) -> Tensor:
         """See LaneDrafter."""
         model, kv, group = self._model, self._kv, query_group(self._model)
-        rows = [lanes.entries(group), *(lanes.run(ahead, 1, group) for ahead in range(1, k))]
+        rows = [lanes.entries(group), *(lanes.rows(run_of(ahead, 1), group) for ahead in range(1, form.depth))]
         logits, _ = model.forward(lanes.tokens, rows[0].positions, rows[0].plan, kv, lanes.newest_rows)
-        chain = [lanes.pick(logits, 1, coupled=self._coupled)]
-        for ahead in range(1, k):
-            logits, _ = model.forward(chain[-1], rows[ahead].positions, rows[ahead].plan, kv, None)
-            chain.append(lanes.pick(logits, ahead + 1, coupled=self._coupled))
-        return torch.stack(chain, 1)
+        tokens = [lanes.pick(logits, 1, coupled=self._coupled)[:, 0, 0]]
+        for ahead in range(1, form.depth):
+            logits, _ = model.forward(tokens[-1], rows[ahead].positions, rows[ahead].plan, kv, None)
+            tokens.append(lanes.pick(logits, ahead + 1, coupled=self._coupled)[:, 0, 0])
+        return torch.stack(tokens, 1)
 
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter."""

@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from specproxy.drafters.base import ROOT
 
@@ -22,6 +23,11 @@ class Form:
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
     levels: tuple[int, ...]
+
+    @property
+    def nodes(self) -> list[tuple[int, int, int]]:
+        """(parent, rank, level) of each node."""
+        return list(zip(self.parents, self.ranks, self.levels, strict=True))
 
     @property
     def depth(self) -> int:
@@ -50,7 +56,7 @@ class Form:
     def inner(self) -> tuple[tuple[int, ...], ...]:
         """For each level but the last its nodes that have children, in order."""
         parents = set(self.parents)
-        nodes = [[] for _ in range(self.depth)]  # type: list[list[int]]
+        nodes: list[list[int]] = [[] for _ in range(self.depth)]
         for node, level in enumerate(self.levels):
             if node in parents:
                 nodes[level].append(node)
@@ -80,3 +86,44 @@ def likeliest(rate: Callable[[int, int], float], levels: int, nodes: int, width:
             for below in range(width):
                 heapq.heappush(queue, (chance * rate(level + 1, below), len(parents) - 1, below))
     return Form(tuple(parents), tuple(ranks), tuple(depths))
+
+
+class Spot(NamedTuple):
+    """Where a drafted token stands, in positions from the last committed token on (0: that one). ``order``: whose slot
+    its keys take. ``depth``: its position along its own path. ``path``: the slots of its path from ``start`` on, where
+    they are not the next ones in order."""
+
+    order: int
+    depth: int
+    path: tuple[int, ...] = ()
+    start: int = 0
+
+
+def run_of(ahead: int, count: int) -> tuple[Spot, ...]:
+    """``count`` tokens one behind the other."""
+    return tuple(Spot(at, at) for at in range(ahead, ahead + count))
+
+
+def verified_at(form: Form) -> tuple[Spot, ...]:
+    """The rows of the target's step: the last committed token and all nodes, in slots of their numbers."""
+    spots = [Spot(0, 0)]
+    for node, path in enumerate(form.paths):
+        slots = (0, *(one + 1 for one in path))
+        spots.append(Spot(node + 1, len(path), () if slots == tuple(range(node + 2)) else slots))
+    return tuple(spots)
+
+
+def drafted_at(form: Form) -> list[tuple[Spot, ...]]:
+    """The rows of a drafter's own step for each level: nodes that have children, in slots in the order in which they
+    are run."""
+    ran: dict[int, int] = {}
+    levels = []
+    for nodes in form.inner:
+        spots = []
+        for node in nodes:
+            ran[node] = len(ran) + 1
+            slots = tuple(ran[one] for one in form.paths[node])
+            in_order = slots == tuple(range(1, ran[node] + 1))
+            spots.append(Spot(ran[node], len(slots), () if in_order else slots, 1))
+        levels.append(tuple(spots))
+    return levels

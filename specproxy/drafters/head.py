@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.forms import Form, drafted_at, likeliest
 from specproxy.drafters.growth import Ask, Draw, Grower
 from specproxy.drafters.head_kv import Entries, HeadPages, HeadRow
 from specproxy.drafters.hidden import MAX_WAITING
@@ -26,6 +27,9 @@ from specproxy.kernels.plan import plan_attention
 
 if TYPE_CHECKING:
     from specproxy.drafters.lanes import Entry, Lanes
+
+USUAL_RATES = (0.75, 0.14)
+"""How often a head's best and second-best guesses are right: what the form of a captured tree is made for."""
 
 CATCH_UP_ROWS = 256
 """Entries computed at once when many wait (a prompt, a resume)."""
@@ -122,22 +126,36 @@ class HeadDrafter:
         self.leave(row, progress.next)
         return Entry(count - late, waiting.states[late:], progress.first)
 
-    def draft(self, lanes: Lanes, k: int) -> Tensor:
+    def form(self, levels: int, nodes: int, width: int) -> Form:
+        """See LaneDrafter."""
+        return likeliest(lambda _, rank: USUAL_RATES[rank], levels, nodes, width)
+
+    def draft(self, lanes: Lanes, form: Form) -> Tensor:
         """See LaneDrafter: entries of the target's states, then levels on the head's own."""
         from specproxy.kernels.place import store_page_ends  # needs Triton
 
-        head, kv, group = self._head, self._pages.kv, self._head.spec.group
-        rows = [lanes.entries(group, lanes.first), *(lanes.run(ahead, 1, group, lanes.first) for ahead in range(1, k))]
-        positions = [(row.positions - 1).clamp_(min=0) for row in rows]
-        states = lanes.states.flatten(0, 1)
-        store_page_ends(states, rows[0].positions, lanes.numbers.tables, kv.page_size, self._pages.ends(states))
-        step = head.step(lanes.tokens, head.fuse(states), positions[0], rows[0].plan, kv)
-        state, features = lanes.newest(step.recurrent), lanes.newest(step.features)
-        chain = [lanes.pick(head.logits(features), 1, head.spec.ids, coupled=self._coupled)]
-        for ahead in range(1, k):
-            state, features = head.step(chain[-1], state, positions[ahead], rows[ahead].plan, kv)
-            chain.append(lanes.pick(head.logits(features), ahead + 1, head.spec.ids, coupled=self._coupled))
-        return torch.stack(chain, 1)
+        head, kv, group, first = self._head, self._pages.kv, self._head.spec.group, lanes.first
+        entries = lanes.entries(group, first)
+        rows = [lanes.rows(spots, group, first) for spots in drafted_at(form)]
+        positions = [(at.positions - 1).clamp_(min=0) for at in (entries, *rows)]
+        taken = lanes.states.flatten(0, 1)
+        store_page_ends(taken, entries.positions, lanes.numbers.tables, kv.page_size, self._pages.ends(taken))
+        step = head.step(lanes.tokens, head.fuse(taken), positions[0], entries.plan, kv)
+        states, features = lanes.newest(step.recurrent)[:, None], lanes.newest(step.features)
+        tokens: dict[int, Tensor] = {}
+        ran: tuple[int, ...] = (ROOT,)
+        for level, at in enumerate((None, *rows)):
+            if at is not None:
+                states = _at(states, [ran.index(form.parents[node]) for node in form.inner[level - 1]])
+                ran = form.inner[level - 1]
+                ids = torch.stack([tokens[node] for node in ran], 1).flatten()
+                step = head.step(ids, states.flatten(0, 1), positions[level], at.plan, kv)
+                states, features = step.recurrent.view(states.shape), step.features
+            drawn = lanes.pick(head.logits(features), level + 1, head.spec.ids, best=form.width, coupled=self._coupled)
+            for node, (parent, rank, depth) in enumerate(form.nodes):
+                if depth == level:
+                    tokens[node] = drawn[:, ran.index(parent), rank]
+        return torch.stack([tokens[node] for node in range(len(tokens))], 1)
 
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter. The states at the ends of pages were stored while it drafted."""
@@ -275,6 +293,11 @@ def known_ids(ids: Tensor | None, vocab_size: int) -> tuple[Tensor | None, Tenso
         return ids, None
     known = (ids < vocab_size).nonzero()[:, 0]
     return ids[known], known
+
+
+def _at(x: Tensor, which: list[int]) -> Tensor:
+    """Of x [L, m, ...] the columns ``which``, without an index on the device."""
+    return x if which == list(range(x.shape[1])) else torch.stack([x[:, i] for i in which], 1)
 
 
 def _progress(row: DraftRow) -> HeadRow:

@@ -10,6 +10,7 @@ Shapes: L lanes, W tokens that a round commits to a lane at most, S width of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from specproxy.drafters.base import DraftRow
+from specproxy.drafters.forms import Form, Spot, run_of
 from specproxy.kernels.draw import Drawn, draw
 from specproxy.kernels.draw_rows import DrawRows
 from specproxy.kernels.paged import KVBuffers
-from specproxy.kernels.place import Places, place
+from specproxy.kernels.place import Places, Spots, place
 from specproxy.kernels.ragged_attention import RaggedAttention
-from specproxy.kernels.ragged_rows import TILE_ROWS, RaggedRows, RowShape, count_blocks
+from specproxy.kernels.ragged_rows import TAIL, TILE_ROWS, RaggedRows, RowShape, count_blocks
 
 
 class LaneShape(NamedTuple):
@@ -121,8 +123,9 @@ class Lanes:
         self._greedy = torch.zeros(count, dtype=torch.float32, device=device)
         self._starts = torch.arange(count, dtype=torch.int64, device=device) * most
         self._newest, self._last, self._room = self._starts, numbers.known, numbers.live
-        self._rows: dict[tuple[int, int, int], tuple[RaggedRows, Places]] = {}
-        self._row_lanes: dict[int, tuple[Tensor, Tensor]] = {}
+        self._rows: dict[tuple[tuple[Spot, ...], int], tuple[RaggedRows, Places, Spots]] = {}
+        self._row_lanes: dict[int, Tensor] = {}
+        self._depths: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def first(self) -> Tensor:
@@ -135,6 +138,11 @@ class Lanes:
         self._newest = self._starts + (numbers.fresh - 1).clamp_(min=0)
         self._last = numbers.known - 1
         self._room = (numbers.limit + 1) * numbers.live
+
+    @property
+    def last(self) -> Tensor:
+        """Position [L] of each lane's last committed token, int64."""
+        return self._last
 
     @property
     def newest_rows(self) -> Tensor:
@@ -153,63 +161,84 @@ class Lanes:
     def entries(self, group: int, first: Tensor | None = None) -> LaneRows:
         """Rows [L * W] of the recent tokens, at their positions. ``group``: query heads that share a key head;
         ``first`` [L]: keys before it are not seen."""
-        numbers, most = self.numbers, self.shape.most
-        return self._place(-1, most, 0, numbers.known - numbers.fresh, numbers.fresh, group, first)
+        numbers, spots = self.numbers, run_of(0, self.shape.most)
+        return self._place(spots, numbers.known - numbers.fresh, numbers.fresh, group, first)
 
-    def run(self, ahead: int, count: int, group: int, first: Tensor | None = None) -> LaneRows:
-        """Rows [L * count] of the positions from ``ahead`` behind the last committed token on (0: that one); those that
-        a lane's limit leaves out are not real."""
-        return self._place(ahead, count, ahead, self._last, self._room, group, first)
+    def rows(self, spots: Sequence[Spot], group: int, first: Tensor | None = None) -> LaneRows:
+        """Rows [L * n] behind the last committed token, which is spot 0; those that a lane's limit leaves out are not
+        real."""
+        return self._place(tuple(spots), self._last, self._room, group, first)
 
-    def _place(
-        self, name: int, count: int, skip: int, base: Tensor, live: Tensor, group: int, first: Tensor | None
-    ) -> LaneRows:
-        rows, places = self._held(name, count, group)
+    def _place(self, spots: tuple[Spot, ...], base: Tensor, live: Tensor, group: int, first: Tensor | None) -> LaneRows:
+        rows, places, where = self._held(spots, group)
         begin = self._zero if first is None else first
-        place(self.numbers.tables, base, live, begin, skip, self.page_size, self.trash, places)
-        return LaneRows(places.turn, RaggedAttention(rows, self.reach, trees=False, group=group))
+        place(self.numbers.tables, base, live, begin, where, self.page_size, self.trash, places)
+        return LaneRows(places.turn, RaggedAttention(rows, self.reach, trees=where.paths is not None, group=group))
 
-    def _held(self, name: int, count: int, group: int) -> tuple[RaggedRows, Places]:
-        """Tensors at fixed addresses for rows of that name."""
-        found = self._rows.get((name, count, group))
+    def _held(self, spots: tuple[Spot, ...], group: int) -> tuple[RaggedRows, Places, Spots]:
+        """Tensors at fixed addresses for rows at these spots."""
+        found = self._rows.get((spots, group))
         if found is None:
-            lanes, total = self.shape.lanes, self.shape.lanes * count
-            shape = RowShape(total, count_blocks([count] * lanes, group), lanes, 1)
-            rows = RaggedRows.allocate(shape, self._device)
+            lanes, count, device = self.shape.lanes, len(spots), self._device
+            shape = RowShape(lanes * count, count_blocks([count] * lanes, group), lanes, 1)
+            rows = RaggedRows.allocate(shape, device)
             rows.shape = replace(shape, pages=self.shape.pages)
             rows.tables = self.numbers.tables
             rows.lanes.copy_(torch.arange(lanes).repeat_interleave(count))
             most = max(1, TILE_ROWS // group)
-            starts = [start + at for start in range(0, total, count) for at in range(0, count, most)]
+            starts = [start + at for start in range(0, lanes * count, count) for at in range(0, count, most)]
             blocks = [(at, min(most, count - at % count)) for at in starts]
             rows.block_row.copy_(torch.tensor([at for at, _ in blocks]))
             rows.block_count.copy_(torch.tensor([size for _, size in blocks]))
-            turn = torch.zeros(total, dtype=torch.int64, device=self._device)
-            found = self._rows[name, count, group] = rows, Places(rows.positions, rows.slots, rows.first, turn)
+            turn = torch.zeros(lanes * count, dtype=torch.int64, device=device)
+            places = Places(rows.positions, rows.slots, rows.first, turn, rows.tail_from, rows.tails)
+            found = self._rows[spots, group] = rows, places, on_device(spots, device)
         return found
 
-    def pick(self, logits: Tensor, ahead: int, ids: Tensor | None = None, *, coupled: bool = True) -> Tensor:
-        """Tokens [L] that each lane would draw from a drafter's logits [L, V] for the position ``ahead`` behind the
-        last committed token (1: the next one). ``ids`` [V]: the target's id of each logit. Not ``coupled``: the
-        likeliest, without noise."""
-        rows = self.sampling._replace(position=self._last + ahead)
+    def pick(
+        self, logits: Tensor, ahead: int, ids: Tensor | None = None, *, best: int = 1, coupled: bool = True
+    ) -> Tensor:
+        """Tokens [L, m, best] that each lane would draw, best first, from a drafter's logits [L * m, V] for the
+        position ``ahead`` behind the last committed token (1: the next one). ``ids`` [V]: the target's id of each
+        logit. Not ``coupled``: the likeliest, without noise."""
+        count = logits.shape[0] // self.shape.lanes
+        lane, position = self._lane(count), self._last + ahead
+        rows = self.sampling._replace(lane=lane, position=position.repeat_interleave(count) if count > 1 else position)
         if not coupled:
             rows = rows._replace(temperature=self._greedy)
-        return draw(logits, rows, cutoffs=self.cutoffs and coupled, ids=ids).tokens[:, 0]
+        drawn = draw(logits, rows, best, cutoffs=self.cutoffs and coupled, ids=ids).tokens
+        return drawn.view(self.shape.lanes, count, best)
 
-    def draw(self, logits: Tensor, count: int) -> Drawn:
-        """What the target samples from logits [L * count, V] of a run that begins at the last committed token."""
-        lane, offset = self._offsets(count)
-        position = (self.numbers.known[:, None] + offset).flatten()
-        return draw(logits, self.sampling._replace(lane=lane, position=position), cutoffs=self.cutoffs)
+    def draw(self, logits: Tensor, spots: Sequence[Spot]) -> Drawn:
+        """What the target samples from logits [L * n, V] at ``spots``."""
+        depths = tuple(spot.depth for spot in spots)
+        if depths not in self._depths:
+            self._depths[depths] = torch.tensor(depths, device=self._device)
+        position = (self.numbers.known[:, None] + self._depths[depths]).flatten()
+        rows = self.sampling._replace(lane=self._lane(len(depths)), position=position)
+        return draw(logits, rows, cutoffs=self.cutoffs)
 
-    def _offsets(self, count: int) -> tuple[Tensor, Tensor]:
-        """Lane [L * count] and place in it [count] of each row of a run."""
+    def _lane(self, count: int) -> Tensor:
+        """Lane [L * count] of each row, int32."""
         found = self._row_lanes.get(count)
         if found is None:
-            lane = self.sampling.lane.repeat_interleave(count)
-            found = self._row_lanes[count] = lane, torch.arange(count, device=self._device)
+            found = self._row_lanes[count] = self.sampling.lane.repeat_interleave(count)
         return found
+
+
+def on_device(spots: Sequence[Spot], device: torch.device | str) -> Spots:
+    """Spots as a kernel takes them."""
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    order, depth = column([spot.order for spot in spots]), column([spot.depth for spot in spots])
+    if not any(spot.path for spot in spots):
+        return Spots(order, depth)
+    paths = torch.full((len(spots), TAIL), -1, dtype=torch.int32)
+    for row, spot in enumerate(spots):
+        paths[row, : len(spot.path)] = torch.tensor(spot.path, dtype=torch.int32)
+    return Spots(order, depth, paths.to(device), max(spot.start for spot in spots))
 
 
 class Entry(NamedTuple):
@@ -222,16 +251,20 @@ class Entry(NamedTuple):
 
 
 class LaneDrafter(Protocol):
-    """A drafter whose chains can be drafted in a round. What ``draft`` does is captured: no host value of a tensor, no
-    shape that depends on one."""
+    """A drafter that can draft in a round. What ``draft`` does is captured: no host value of a tensor, no shape that
+    depends on one."""
 
     def enter(self, row: DraftRow, most: int) -> Entry | None:
         """Take in all committed tokens but ``most`` at most, at least the last one being left; ``None`` where the
         drafter cannot draft for this row now."""
         ...
 
-    def draft(self, lanes: Lanes, k: int) -> Tensor:
-        """Take in the recent tokens of every lane, then draft chains [L, k] int64; k >= 1."""
+    def form(self, levels: int, nodes: int, width: int) -> Form:
+        """What it drafts best with so many levels, nodes at most and children of a node (1 or 2)."""
+        ...
+
+    def draft(self, lanes: Lanes, form: Form) -> Tensor:
+        """Take in the recent tokens of every lane, then draft: tokens [L, N] int64 of the form's nodes."""
         ...
 
     def leave(self, row: DraftRow, taken: int) -> None:

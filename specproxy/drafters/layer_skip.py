@@ -17,6 +17,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.forms import Form, chain, run_of
 from specproxy.drafters.growth import Ask, Draw, Grower
 from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.errors import ConfigError, ModelLoadError
@@ -81,16 +82,20 @@ class LayerSkipDrafter:
 
         return Entry(1)
 
-    def draft(self, lanes: Lanes, k: int) -> Tensor:
+    def form(self, levels: int, nodes: int, width: int) -> Form:
+        """See LaneDrafter."""
+        return chain(min(levels, nodes))
+
+    def draft(self, lanes: Lanes, form: Form) -> Tensor:
         """See LaneDrafter."""
         group = query_group(self._model)
-        rows = [lanes.run(ahead, 1, group) for ahead in range(k)]
-        ids, chain = lanes.newest(lanes.tokens), []
+        rows = [lanes.rows(run_of(ahead, 1), group) for ahead in range(form.depth)]
+        ids, tokens = lanes.newest(lanes.tokens), []
         for ahead, (positions, plan) in enumerate(rows, start=1):
             logits, _ = self._model.forward(ids, positions, plan, self._kv, None, depth=self._layers)
-            ids = lanes.pick(logits, ahead, coupled=self._coupled)
-            chain.append(ids)
-        return torch.stack(chain, 1)
+            ids = lanes.pick(logits, ahead, coupled=self._coupled)[:, 0, 0]
+            tokens.append(ids)
+        return torch.stack(tokens, 1)
 
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter: all KV is the target's."""

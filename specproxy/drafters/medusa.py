@@ -12,15 +12,15 @@ Shapes: R rows, D width of the target, V ids.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Memory, Needs
+from specproxy.drafters.forms import Form, likeliest
 from specproxy.drafters.growth import Draw
 from specproxy.heads.base import ParallelHead
 from specproxy.sampling.sampler import Row, propose_rows
@@ -43,14 +43,6 @@ class _Progress:
     state: Tensor | None = None
     parents: Sequence[int] = ()
     ranks: Sequence[int] = ()
-
-
-class Form(NamedTuple):
-    """A tree before its tokens are known: parent, rank and level of each node, parents first."""
-
-    parents: list[int]
-    ranks: list[int]
-    levels: list[int]
 
 
 class Accuracies:
@@ -76,22 +68,7 @@ class Accuracies:
 
     def form(self, heads: int, nodes: int, width: int) -> Form:
         """The likeliest ``nodes`` paths over the first ``heads`` heads and ``width`` ranks of each."""
-        parents: list[int] = []
-        ranks: list[int] = []
-        levels: list[int] = []
-        width = min(width, RANKS)
-        queue = [(-self.rate(0, rank), ROOT, rank) for rank in range(width)]
-        heapq.heapify(queue)
-        while queue and len(parents) < nodes:
-            chance, parent, rank = heapq.heappop(queue)
-            level = 0 if parent == ROOT else levels[parent] + 1
-            parents.append(parent)
-            ranks.append(rank)
-            levels.append(level)
-            if level + 1 < heads:
-                for below in range(width):
-                    heapq.heappush(queue, (chance * self.rate(level + 1, below), len(parents) - 1, below))
-        return Form(parents, ranks, levels)
+        return likeliest(self.rate, heads, nodes, min(width, RANKS))
 
 
 class MedusaDrafter:
@@ -166,11 +143,15 @@ class MedusaDrafter:
         state = _progress(row).state
         return None if state is None else Entry(1, state[None])
 
-    def draft(self, lanes: Lanes, k: int) -> Tensor:
+    def form(self, levels: int, nodes: int, width: int) -> Form:
+        """See LaneDrafter: by what was expected before anything was counted, as captured work keeps its form."""
+        return likeliest(_prior, levels, nodes, width)
+
+    def draft(self, lanes: Lanes, form: Form) -> Tensor:
         """See LaneDrafter: one product for all levels."""
-        logits = self._head.logits(lanes.newest(lanes.states.flatten(0, 1)))
-        chain = [lanes.pick(logits[level], level + 1, coupled=self._coupled) for level in range(k)]
-        return torch.stack(chain, 1)
+        logits, best = self._head.logits(lanes.newest(lanes.states.flatten(0, 1))), form.width
+        drawn = [lanes.pick(logits[level], level + 1, best=best, coupled=self._coupled) for level in range(form.depth)]
+        return torch.stack([drawn[level][:, 0, rank] for level, rank in zip(form.levels, form.ranks, strict=True)], 1)
 
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter: the state that it had is none of the last one's any more."""
@@ -186,7 +167,7 @@ class MedusaDrafter:
         tokens: list[int] = []
         parents: list[int] = []
         ranks: list[int] = []
-        for node, (parent, rank, level) in enumerate(zip(*self._form(row), strict=True)):
+        for node, (parent, rank, level) in enumerate(self._form(row).nodes):
             if parent not in number or rank >= len(candidates[level]):
                 continue
             number[node] = len(tokens)

@@ -37,7 +37,7 @@ class Berth:
         self.lanes = lanes
         self.host = LaneNumbers(lanes.shape, "cpu", pinned=cuda)
         self._copied = torch.cuda.Event() if cuda else None
-        size = (lanes.shape.lanes, 1 + lanes.shape.most)
+        size = (lanes.shape.lanes, 1 + 2 * lanes.shape.most)
         self._results = [torch.zeros(size, dtype=torch.int64, pin_memory=cuda) for _ in range(2)]
         self._tables: list[int] = []
         self._limits: list[int] = []
@@ -111,7 +111,7 @@ class Berth:
             self._copied.record()
 
     def read(self, out: Tensor) -> Arrival:
-        """A copy of ``out`` [L, 1 + W] on its way to the host; two may be."""
+        """A copy of a round's ``out`` on its way to the host; two may be."""
         self._results.reverse()
         self._results[0].copy_(out, non_blocking=True)
         if self._copied is None:

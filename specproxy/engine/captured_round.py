@@ -1,6 +1,7 @@
 """One round as captured work: from what the last one committed to what this one commits.
 
-Shapes: L lanes, W tokens that a round commits to a lane at most, T = L * (K + 1) rows, D hidden width.
+Shapes: L lanes, N drafted nodes of a lane, T = L * (N + 1) rows, W tokens that a round commits to a lane at most, D
+hidden width.
 """
 
 from __future__ import annotations
@@ -12,23 +13,36 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from specproxy.drafters.forms import Form, run_of, verified_at
 from specproxy.drafters.lanes import LaneDrafter, Lanes
 from specproxy.engine.graphs import Captured
 from specproxy.engine.runner import Runner
 from specproxy.engine.verify import NO_TOKEN
+from specproxy.kernels.compact import compact
 from specproxy.kernels.tree_walk import tree_walk
 from specproxy.models.base import query_group
 
 
 class RoundKey(NamedTuple):
-    """What a round is captured for. ``drafter``: "" for plain decoding. ``hidden``: states that are captured."""
+    """What a round is captured for. ``drafter``, ``form``: "" and ``None`` for plain decoding. ``hidden``: states that
+    are captured."""
 
     drafter: str
     lanes: int
-    k: int
+    form: Form | None
     cutoffs: bool
     reach: int
     hidden: tuple[int, ...]
+
+    @property
+    def levels(self) -> int:
+        """Of the draft."""
+        return 0 if self.form is None else self.form.depth
+
+    @property
+    def nodes(self) -> int:
+        """Tokens that are drafted in a lane."""
+        return 0 if self.form is None else len(self.form.parents)
 
 
 class _Work(Protocol):
@@ -47,8 +61,9 @@ class _Uncaptured:
 
 
 class Round:
-    """One captured round. ``out`` [L, 1 + W] int64: how many tokens a lane's sequence gets, then these. ``logits``
-    [T, V] and ``taps``, the captured states [T, D], are overwritten by the next round."""
+    """One captured round. ``out`` [L, 1 + 2 * W] int64: how many tokens a lane's sequence gets, then these, then their
+    rows among the lane's. ``logits`` [T, V] and ``taps``, the captured states [T, D], are overwritten by the next
+    round."""
 
     def __init__(
         self, runner: Runner, lanes: Lanes, drafter: LaneDrafter | None, reads: Rows[int], key: RoundKey, pool: Any
@@ -57,12 +72,15 @@ class Round:
         capturing runs the work."""
         self._model, self._kv, self._group = runner.model, runner.kv, query_group(runner.model)
         self._lanes, self._drafter, self._reads, self._key = lanes, drafter, reads, key
-        device = runner.model.spec.device
-        count = key.lanes
-        self.out = torch.zeros(count, 1 + lanes.shape.most, dtype=torch.int64, device=device)
+        self._spots = run_of(0, 1) if key.form is None else verified_at(key.form)
+        device, count = runner.model.spec.device, key.lanes
+        self.out = torch.zeros(count, 1 + 2 * lanes.shape.most, dtype=torch.int64, device=device)
         self.logits = torch.zeros(0, 0)
         self.taps: Mapping[int, Tensor] = {}
-        self._parents = torch.arange(-1, key.k - 1, device=device).expand(count, key.k).contiguous()
+        parents = torch.tensor(() if key.form is None else key.form.parents, dtype=torch.int64, device=device)
+        self._parents = parents.expand(count, key.nodes).contiguous()
+        self._starts = torch.arange(count, device=device)[:, None] * len(self._spots)
+        self._order = torch.arange(key.levels + 1, device=device).expand(count, key.levels + 1)
         self._enter()
         self._graph: _Work = Captured(self._work, pool) if pool is not None else _Uncaptured(self._work)
 
@@ -75,27 +93,47 @@ class Round:
         self._graph.replay()
 
     def _work(self) -> None:
-        lanes, numbers, k = self._lanes, self._lanes.numbers, self._key.k
+        lanes, form, hidden = self._lanes, self._key.form, self._key.hidden
         lanes.begin()
-        rows = lanes.run(0, k + 1, self._group)
-        ids = lanes.newest(lanes.tokens)[:, None]
-        chain = None if self._drafter is None else self._drafter.draft(lanes, k)
-        if chain is not None:
-            ids = torch.cat([ids, chain], 1)
-        hidden = self._key.hidden
+        rows = lanes.rows(self._spots, self._group)
+        ids, drafted = lanes.newest(lanes.tokens)[:, None], None
+        if form is not None and self._drafter is not None:
+            drafted = self._drafter.draft(lanes, form)
+            ids = torch.cat([ids, drafted], 1)
         self.logits, taps = self._model.forward(ids.flatten(), rows.positions, rows.plan, self._kv, None, hidden)
-        drawn = lanes.draw(self.logits, k + 1)
-        sampled = drawn.tokens[:, 0].masked_fill(drawn.scores[:, 0].isnan(), NO_TOKEN).view(-1, k + 1)
-        fresh = numbers.live
-        if chain is not None:
-            most = numbers.limit.clamp(max=k)
-            fresh = fresh + tree_walk(chain, self._parents, most, sampled).length * fresh
         self.taps = dict(zip(hidden, taps, strict=True))
+        drawn = lanes.draw(self.logits, self._spots)
+        sampled = drawn.tokens[:, 0].masked_fill(drawn.scores[:, 0].isnan(), NO_TOKEN).view(ids.shape)
+        self._commit(sampled, *self._walk(drafted, sampled))
+
+    def _walk(self, drafted: Tensor | None, sampled: Tensor) -> tuple[Tensor, Tensor]:
+        """How many tokens every lane gets [L], and at which of its rows they were sampled [L, levels + 1]."""
+        lanes, form, live = self._lanes, self._key.form, self._lanes.numbers.live
+        if form is None or drafted is None:
+            return live, self._order
+        most = lanes.numbers.limit.clamp(max=self._key.nodes)
+        found = tree_walk(drafted, self._parents, most, sampled)
+        fresh = live + found.length * live
+        if form.is_chain:
+            return fresh, self._order
+        compact(self._kv, lanes.numbers.tables, lanes.last, found.accepted, found.length * live)
+        path = found.accepted[:, : form.depth] + 1
+        return fresh, torch.cat([self._order[:, :1], path], 1)
+
+    def _commit(self, sampled: Tensor, fresh: Tensor, at: Tensor) -> None:
+        """Write down what every lane gets, for the next round and for the host."""
+        lanes, numbers, count = self._lanes, self._lanes.numbers, self._key.levels + 1
+        tree = self._key.form is not None and not self._key.form.is_chain
+        tokens = sampled.gather(1, at) if tree else sampled
         if self._reads:
             states = torch.cat([self.taps[i] for i in self._reads], 1)
-            lanes.states[:, : k + 1].copy_(states.view(-1, k + 1, lanes.shape.states))
-        numbers.recent[:, : k + 1].copy_(sampled)
+            if tree:
+                states = states.index_select(0, (self._starts + at).flatten())
+            lanes.states[:, :count].copy_(states.view(-1, count, lanes.shape.states))
+        numbers.recent[:, :count].copy_(tokens)
         numbers.fresh.copy_(fresh)
         numbers.known.add_(fresh)
+        most = lanes.shape.most
         self.out[:, 0].copy_(fresh)
-        self.out[:, 1 : k + 2].copy_(sampled)
+        self.out[:, 1 : 1 + count].copy_(tokens)
+        self.out[:, 1 + most : 1 + most + count].copy_(at)

@@ -50,11 +50,6 @@ class Draft:
             depths.append(depths[parent + 1] + 1)
         return max(depths)
 
-    @classmethod
-    def unseen(cls, k: int, choice: Choice, said: dict[str, _Guess]) -> Draft:
-        """A chain of ``k`` that was drafted and verified on the device: which tokens it had nobody asks any more."""
-        return cls([0] * k, list(range(-1, k - 1)), choice, said)
-
 
 NO_DRAFT = Draft([], [])
 

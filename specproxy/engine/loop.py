@@ -31,9 +31,6 @@ from specproxy.vocabulary import Decision, Delta, FinishReason, Submission
 if TYPE_CHECKING:
     from specproxy.engine.rounds import Flight, Rounds
 
-MOST_AHEAD = 8
-"""Positions for which a round needs pages that starts before the last one is read."""
-
 
 class Engine:
     """Sequences in, deltas out. One thread; ``clock`` in seconds."""
@@ -195,7 +192,7 @@ class Engine:
             return False
         if all(s.num_output + 1 >= s.submission.params.max_tokens for s in sequences):
             return False
-        room = [len(s.tokens) + flight.key.k + 1 + MOST_AHEAD for s in sequences]
+        room = [len(s.tokens) + 2 * flight.reach for s in sequences]
         return all(scheduler.try_reserve(s, tokens) >= tokens for s, tokens in zip(sequences, room, strict=True))
 
     def _land(self, rounds: Rounds, flight: Flight, *, leaving: bool) -> list[Delta]:
@@ -203,18 +200,17 @@ class Engine:
         found = flight.wait()
         now = self._clock()
         seconds, self._landed = now - max(flight.began, self._landed), now
-        self._controller.observe_round(flight.key.drafter, len(found), flight.key.k, flight.rows, seconds)
+        self._controller.observe_round(flight.key.drafter, len(found), flight.key.levels, flight.rows, seconds)
         self.times.add("decode", seconds)
         deltas = []
-        for lane, (s, tokens) in enumerate(zip(flight.sequences, found, strict=True)):
+        for lane, (s, outcome) in enumerate(zip(flight.sequences, found, strict=True)):
             if s not in self.scheduler.running or len(s.tokens) != flight.known[lane]:
                 continue  # it ended, or failed, with what an earlier round said
             if leaving:
-                rounds.leave(flight, lane, len(tokens))
-            accepted = len(tokens) - 1
-            s.computed += 1 + accepted
-            self.drafting.settle(s, flight.draft(lane), range(accepted), tokens)
-            deltas.append(self._commit(s, tokens, flight.work.logits, flight.lane_rows(lane, len(tokens))))
+                rounds.leave(flight, lane, outcome)
+            s.computed += len(outcome.tokens)
+            self.drafting.settle(s, flight.draft(lane), range(len(outcome.tokens) - 1), outcome.tokens)
+            deltas.append(self._commit(s, outcome.tokens, flight.work.logits, outcome.rows))
         return deltas
 
     def add(self, drafter: Drafter) -> None:

@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 
+from specproxy.drafters.forms import Form
 from specproxy.drafters.lanes import Entry, LaneDrafter, Lanes, LaneShape
 from specproxy.engine.berth import Arrival, Berth
 from specproxy.engine.captured_round import Round, RoundKey
@@ -31,24 +32,35 @@ from specproxy.engine.step_shapes import SHORT
 MOST = 8
 """Tokens that a round commits to a lane at most; a chain has one fewer."""
 
+WIDEST = 2
+"""Children of a node at most: what is drawn on the device is the two best."""
+
 LANES = (1, 2, 4, 8, 16, 32, 64)
-"""Numbers of lanes that rounds are captured for. For several lanes, and where there are cut-offs, K is odd, as a graph
-takes a third of a second to capture; each lane's own K is a limit beneath it."""
+"""Numbers of lanes that rounds are captured for. For several lanes, and where there are cut-offs, chains have an odd K,
+as a graph takes a third of a second to capture; each lane's own K is a limit beneath it."""
+
+
+class Outcome(NamedTuple):
+    """What a sequence gets by a round: tokens, and the rows of logits and states at which each was sampled."""
+
+    tokens: list[int]
+    rows: list[int]
 
 
 @dataclass
 class Flight:
-    """A round on its way, of ``work``. ``ahead``: the next one may start before this one is read. ``began``:
-    seconds. ``known``: committed tokens of each lane when it began, empty until the round before it is read.
-    ``following``: the round that started before this one was read."""
+    """A round on its way, of ``work``. ``limits``: tokens that each lane may draft. ``ahead``: the next one may start
+    before this one is read. ``began``: seconds. ``known``: committed tokens of each lane when it began, empty until the
+    round before it is read. ``following``: the round that started before this one was read."""
 
     plan: Plan
     key: RoundKey
     work: Round
+    limits: list[int]
     ahead: bool
     began: float
-    arrival: Arrival
     known: list[int]
+    arrival: Arrival | None = None
     following: Flight | None = None
 
     @property
@@ -59,34 +71,39 @@ class Flight:
     @property
     def rows(self) -> int:
         """Rows of the target's step."""
-        return self.key.lanes * (self.key.k + 1)
+        return self.key.lanes * (self.key.nodes + 1)
+
+    @property
+    def reach(self) -> int:
+        """Positions behind the known tokens that it may write to."""
+        return max(self.key.levels, self.key.nodes) + 1
 
     @property
     def in_step(self) -> bool:
         """Whether every lane holds what its sequence does."""
         return self.known == [len(s.tokens) for s in self.sequences]
 
-    def lane_rows(self, lane: int, count: int) -> list[int]:
-        """The first ``count`` of a lane's rows in logits and states."""
-        first = lane * (self.key.k + 1)
-        return list(range(first, first + count))
-
-    def wait(self) -> list[list[int]]:
-        """The tokens of each sequence, once they are there."""
-        rows = self.arrival.wait()[: len(self.sequences)].tolist()
-        found = [row[1 : 1 + row[0]] for row in rows]
+    def wait(self) -> list[Outcome]:
+        """What each sequence gets, once it is there."""
+        if self.arrival is None:
+            raise RuntimeError("a round is read that was never launched")
+        numbers, found = self.arrival.wait(), []
+        most = numbers.shape[1] // 2
+        for lane, row in enumerate(numbers[: len(self.sequences)].tolist()):
+            first, count = lane * (self.key.nodes + 1), row[0]
+            found.append(Outcome(row[1 : 1 + count], [first + at for at in row[1 + most : 1 + most + count]]))
         if self.following is not None:
-            self.following.known = [known + len(tokens) for known, tokens in zip(self.known, found, strict=True)]
+            self.following.known = [known + len(one.tokens) for known, one in zip(self.known, found, strict=True)]
         return found
 
     def draft(self, lane: int) -> Draft:
-        """What the lane's sequence drafted."""
+        """What the lane's sequence drafted; which tokens these were nobody asks any more."""
         choice, said = self.plan.choices[lane], self.plan.said[lane]
         if choice is None or choice.drafter is None:
             return Draft([], [], None, said)
-        k, row = min(choice.k, self.key.k), self.sequences[lane].row(choice.drafter)
-        row.k, row.seen = k, self.known[lane]
-        return Draft.unseen(k, choice, said)
+        row, nodes = self.sequences[lane].row(choice.drafter), min(self.limits[lane], self.key.nodes)
+        row.k, row.seen = choice.k, self.known[lane]
+        return Draft([0] * nodes, list(self.key.form.parents[:nodes]) if self.key.form else [], choice, said)
 
 
 class Rounds:
@@ -113,31 +130,31 @@ class Rounds:
         entries = self._enter(plan, key.drafter, berth.lanes.shape.most)
         if entries is None:
             return None
-        berth.fill(plan.sequences, entries, _limits(plan))
-        known = [len(s.tokens) for s in plan.sequences]
-        return self._launch(plan, key, work, berth, known, ahead=self._ahead(plan, key))
+        limits, known = _limits(plan), [len(s.tokens) for s in plan.sequences]
+        berth.fill(plan.sequences, entries, limits)
+        return self._launch(Flight(plan, key, work, limits, self._ahead(plan, key), self._clock(), known), berth)
 
     def follow(self, flight: Flight, plan: Plan) -> Flight | None:
         """Let the next round of the same lanes go, with what is on its way still unread; ``None`` where it cannot."""
-        key = self._key(plan, behind=flight.key.k + 1)
+        key = self._key(plan, behind=flight.key.levels + 1)
         if key is None or key not in self._rounds or (key.drafter, key.lanes) != (flight.key.drafter, flight.key.lanes):
             return None
         if not self._ahead(plan, key):
             return None
-        berth = self._berth(key)
-        berth.refresh(plan.sequences, _limits(plan))
-        flight.following = self._launch(plan, key, self._rounds[key], berth, [], ahead=True)
-        return flight.following
+        berth, limits = self._berth(key), _limits(plan)
+        berth.refresh(plan.sequences, limits)
+        following = Flight(plan, key, self._rounds[key], limits, True, self._clock(), [])
+        flight.following = self._launch(following, berth)
+        return following
 
-    def leave(self, flight: Flight, lane: int, fresh: int) -> None:
-        """A lane's sequence, which gets ``fresh`` tokens by ``flight``, goes on in ordinary steps. Before these are
-        committed."""
+    def leave(self, flight: Flight, lane: int, outcome: Outcome) -> None:
+        """A lane's sequence goes on in ordinary steps; before what it got is committed."""
         s = flight.sequences[lane]
         if flight.key.drafter:
             row = s.row(flight.key.drafter)
             self._drafter(flight.key.drafter).leave(row, len(s.tokens))
         if flight.work.taps:
-            self._drafting.feed(s, len(s.tokens) - 1, flight.work.taps, flight.lane_rows(lane, fresh))
+            self._drafting.feed(s, len(s.tokens) - 1, flight.work.taps, outcome.rows)
 
     def forget(self, drafter: str) -> None:
         """A drafter was unloaded."""
@@ -149,7 +166,8 @@ class Rounds:
         fastest of some. ``drafter``: "" for plain decoding, with k 0."""
         lanes = next(count for count in LANES if count >= len(tables))
         hidden = self._reads(drafter)
-        key = RoundKey(drafter, lanes, k, False, self._reach(context), tuple(sorted(hidden)))
+        form = self._drafter(drafter).form(k, k, 1) if drafter else None
+        key = RoundKey(drafter, lanes, form, False, self._reach(context), tuple(sorted(hidden)))
         work, berth, seconds = self._round(key), self._berth(key), []
         numbers, count = berth.lanes.numbers, len(tables)
         for _ in range(repeats):
@@ -172,28 +190,40 @@ class Rounds:
             return None
         (name,) = names
         hidden = self._drafting.hidden(plan.sequences)
-        if not self._drafts_chains(plan, name) if name else hidden:
+        if not self._drafts(plan, name) if name else hidden:
             return None
         lanes = next((count for count in LANES if count >= len(plan.sequences)), None)
         if lanes is None:
             return None
-        most, cutoffs = self._most(lanes), any(_cuts_off(s) for s in plan.sequences)
-        k = min(most - 1, max(_limits(plan)))
-        if k and (lanes > 1 or cutoffs):
-            k = min(most - 1, k | 1)
-        rows = lanes * (k + 1)
-        if bool(name) != bool(k) or self._runner.rules.width(rows) != rows:
+        cutoffs = any(_cuts_off(s) for s in plan.sequences)
+        form = self._form(plan, name, lanes, cutoffs) if name else None
+        if name and form is None:
             return None
-        end = max(len(s.tokens) for s in plan.sequences) + behind + most
+        rows = lanes * (1 + (len(form.parents) if form else 0))
+        if self._runner.rules.width(rows) != rows:
+            return None
+        end = max(len(s.tokens) for s in plan.sequences) + behind + max(self._most(lanes), rows // lanes)
         if end > self._runner.model.spec.max_len:
             return None
-        return RoundKey(name, lanes, k, cutoffs, self._reach(end), hidden)
+        return RoundKey(name, lanes, form, cutoffs, self._reach(end), hidden)
 
-    def _drafts_chains(self, plan: Plan, name: str) -> bool:
-        """Whether a drafter's chains are drafted in lanes, and chains are what is wanted of it."""
-        if not self._drafting.drafters[name].needs.lanes:
-            return False
-        return all(name not in said for said in plan.said) and all(s.row(name).width == 1 for s in plan.sequences)
+    def _form(self, plan: Plan, name: str, lanes: int, cutoffs: bool) -> Form | None:
+        """What every lane drafts."""
+        most, room = self._most(lanes) - 1, GRAPHED_ROWS // lanes - 1
+        levels = min(most, max(choice.k for choice in plan.choices if choice is not None))
+        width = max(s.row(name).width for s in plan.sequences)
+        if levels < 1:
+            return None
+        if width > 1:
+            nodes = max(s.decision.tree_nodes for s in plan.sequences)
+            return self._drafter(name).form(levels, min(room, nodes), min(width, WIDEST))
+        if lanes > 1 or cutoffs:
+            levels = min(most, levels | 1)
+        return self._drafter(name).form(levels, levels, 1)
+
+    def _drafts(self, plan: Plan, name: str) -> bool:
+        """Whether a drafter drafts in lanes, and has yet to do so."""
+        return self._drafting.drafters[name].needs.lanes and all(name not in said for said in plan.said)
 
     def _ahead(self, plan: Plan, key: RoundKey) -> bool:
         """Whether nothing that decides on the next round needs to see this one."""
@@ -222,10 +252,10 @@ class Rounds:
             entries.append(entry)
         return entries
 
-    def _launch(self, plan: Plan, key: RoundKey, work: Round, berth: Berth, known: list[int], *, ahead: bool) -> Flight:
-        began = self._clock()
-        work.replay()
-        return Flight(plan, key, work, ahead, began, berth.read(work.out), known)
+    def _launch(self, flight: Flight, berth: Berth) -> Flight:
+        flight.work.replay()
+        flight.arrival = berth.read(flight.work.out)
+        return flight
 
     def _round(self, key: RoundKey) -> Round:
         found = self._rounds.get(key)
@@ -267,7 +297,11 @@ class Rounds:
 
 def _limits(plan: Plan) -> list[int]:
     """Tokens that each sequence may draft."""
-    return [0 if choice is None else choice.k for choice in plan.choices]
+    limits = []
+    for s, choice in zip(plan.sequences, plan.choices, strict=True):
+        row = None if choice is None or choice.drafter is None else s.row(choice.drafter)
+        limits.append(0 if choice is None or row is None else row.room if row.width > 1 else choice.k)
+    return limits
 
 
 def _plain(s: Sequence) -> bool:

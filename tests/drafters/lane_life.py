@@ -11,8 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
+from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, Drafter, DraftRow
 from specproxy.drafters.draft_model import DraftModel
+from specproxy.drafters.forms import Form
+from specproxy.drafters.growth import Ask
 from specproxy.drafters.head import HeadDrafter
 from specproxy.drafters.head_kv import HeadPages
 from specproxy.drafters.lanes import Entry, LaneDrafter, Lanes, LaneShape
@@ -27,7 +29,7 @@ from specproxy.models.base import StepModel
 from specproxy.models.device import DeviceModel
 from specproxy.models.fused import FusedModel
 from specproxy.models.loading import find_model, load_model
-from specproxy.sampling.sampler import Sampler
+from specproxy.sampling.sampler import Row, Sampler, propose_rows
 from specproxy.vocabulary import SamplingParams
 from tests.support.prompts import mini_prompts
 
@@ -167,6 +169,35 @@ class Life:
         """What the drafter thinks of the next tokens [R, V]."""
         return cast(HeadDrafter, self.drafter).catch_up(self.rows)
 
+    def tree(self, form: Form) -> list[list[int]]:
+        """Tokens of the form's nodes for every row, drafted level by level as the engine asks for them."""
+        drafter = cast(HeadDrafter, self.drafter)
+        logits, parents = drafter.catch_up(self.rows), [(row, ROOT) for row in self.rows]
+        tokens: dict[tuple[str, int], int] = {}
+        ran = {(row.seq_id, ROOT): ROOT for row in self.rows}
+        for level in range(form.depth):
+            paths = [
+                [tokens[row.seq_id, one] for one in form.paths[node]] if node >= 0 else [] for row, node in parents
+            ]
+            asked = [
+                Row(row.sampler, path, len(row.tokens) + level) for (row, _), path in zip(parents, paths, strict=True)
+            ]
+            drawn = propose_rows(logits, asked, form.width).tokens
+            for (row, parent), best in zip(parents, drawn, strict=True):
+                for node, (above, rank, _) in enumerate(form.nodes):
+                    if above == parent:
+                        tokens[row.seq_id, node] = best[rank]
+            if level == form.depth - 1:
+                break
+            parents = [(row, node) for row in self.rows for node in form.inner[level]]
+            asks = []
+            for row, node in parents:
+                above = ran[row.seq_id, form.parents[node]]
+                asks.append(Ask(row, tokens[row.seq_id, node], level + 1, above))
+                ran[row.seq_id, node] = sum(seq == row.seq_id for seq, _ in ran) - 1
+            logits = drafter.extend(asks)
+        return [[tokens[row.seq_id, node] for node in range(len(form.parents))] for row in self.rows]
+
     def commit(self, number: int, count: int, *, captured: bool = True) -> None:
         """The text goes on by ``count`` tokens; the states of that step wait in the row where they are ``captured``."""
         row = self.rows[number]
@@ -218,10 +249,10 @@ class Rounds:
         if entry.states is not None:
             self.lanes.states[lane, :fresh] = entry.states
 
-    def draft(self) -> list[list[int]]:
-        """Chains of the rows, in the rows' order."""
+    def draft(self, form: Form | None = None) -> list[list[int]]:
+        """Tokens of a form's nodes, a chain's where none is given, of the rows in the rows' order."""
         self.lanes.begin()
-        chains = self.drafter.draft(self.lanes, self.k).tolist()
+        chains = self.drafter.draft(self.lanes, form or self.drafter.form(self.k, self.k, 1)).tolist()
         order = [lane for lane, _ in sorted(self._live(), key=lambda pair: pair[1])]
         return [chains[lane] for lane in order]
 

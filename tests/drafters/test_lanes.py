@@ -50,6 +50,32 @@ def test_one_lane_drafts_what_its_row_drafts(home: House, kind: str) -> None:
     both(home, kind, STARTS[1:2], [0], 0.8, steps=4)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("kind", ["eagle3", "mtp"])
+def test_trees_in_lanes(home: House, kind: str, temperature: float) -> None:
+    """A tree's tokens are those that the same head draws level by level, each node seeing its own path alone."""
+    plain, other = (Life(home, kind, STARTS, temperature) for _ in range(2))
+    rounds = Rounds(other, [2, None, 0, 1], 5, 12)
+    form = rounds.drafter.form(4, 12, 2)
+    assert [len(nodes) for nodes in form.inner] == [2, 3, 3]
+    for step in range(3):
+        assert rounds.draft(form) == plain.tree(form), f"step {step}"
+        counts = [1 + (step + number) % 4 for number in range(len(STARTS))]
+        rounds.commit(counts)
+        for number, count in enumerate(counts):
+            plain.commit(number, count)
+
+
+def test_a_tree_of_parallel_heads(home: House) -> None:
+    """Of Medusa's levels the two best stand under every node of the level above."""
+    lives = [Life(home, "medusa", STARTS[:2]) for _ in range(2)]
+    chains, trees = (Rounds(life, [0, 1], 5, 8) for life in lives)
+    form = trees.drafter.form(3, 8, 2)
+    for line, tree in zip(chains.draft(trees.drafter.form(3, 3, 1)), trees.draft(form), strict=True):
+        for token, (_, rank, level) in zip(tree, form.nodes, strict=True):
+            assert (token == line[level]) == (rank == 0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_drafter_says_whether_it_can(home: House, kind: str) -> None:
     """On the GPU's path it can."""

@@ -10,7 +10,7 @@ import pytest
 
 from specproxy.config.schema import DrafterConfig
 from specproxy.engine import warmup
-from specproxy.engine.rounds import Flight, Rounds
+from specproxy.engine.rounds import Flight, Outcome, Rounds
 from specproxy.vocabulary import Decision, SamplingParams, Submission
 from tests.support.device_path import use_device_path
 from tests.support.driver import OFF, Answer, Driver
@@ -69,7 +69,7 @@ def flights(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     note("follow")
     wait = Flight.wait
 
-    def waited(self: Flight) -> list[list[int]]:
+    def waited(self: Flight) -> list[Outcome]:
         seen.append(("read", self))
         return wait(self)
 
@@ -117,7 +117,7 @@ def test_plain_rounds(driver: Driver, mini: list[dict[str, Any]], flights: list[
         assert len([flight for name, flight in flights if name == "read"]) >= 20
 
 
-@pytest.mark.parametrize("name", IN_LANES)
+@pytest.mark.parametrize("name", [*IN_LANES, "eagle3_tree", "mtp_tree", "medusa_tree"])
 def test_drafted_rounds(
     driver: Driver, mini: list[dict[str, Any]], flights: list[tuple[str, Flight]], name: str
 ) -> None:
@@ -134,8 +134,9 @@ def test_drafted_rounds(
     together = driver.run(asked)
     alone = [driver.run([one])[0] for one in submissions(driver, mini[:3], chosen)]
     assert tokens_of(together) == tokens_of(expected) == tokens_of(alone)
-    assert {flight.key.drafter for _, flight in flights} - {""} == {name}  # the last token is drafted for by nobody
-    drafts = [count for answer in together for count in answer.stats.drafts if count.drafter == name]
+    drafter = name.removesuffix("_tree")
+    assert {flight.key.drafter for _, flight in flights} - {""} == {drafter}  # nobody drafts for the last token
+    drafts = [count for answer in together for count in answer.stats.drafts if count.drafter == drafter]
     assert sum(count.accepted for count in drafts) > 0
     for answers in (together, alone):
         assert abs(sum(answer.stats.steps for answer in answers) - steps) <= 0.15 * steps
@@ -310,6 +311,9 @@ CASES = [
         ("layer_skip", 0.0, 7, 4, "hit", False, False),
         ("draft_model", 0.8, 8, 4, "miss", True, True),
         ("heads", 0.8, 4, 4, "hit", True, False),
+        ("eagle3_tree", 0.8, 4, 4, "hit", True, False),
+        ("mtp_tree", 0.0, 6, 1, "miss", False, True),
+        ("medusa_tree", 0.8, 3, 4, "hit", True, False),
     )
 ]
 

@@ -108,9 +108,12 @@ def main() -> None:
     draft = torch.zeros(1, 5, dtype=torch.int64)
     root = torch.zeros(1, dtype=torch.int64)
     walked = tree_walk.tree_walk(draft, draft - 1, root, torch.zeros(1, 6, dtype=torch.int64))
-    places = place.Places(*(torch.zeros(3, dtype=torch.int32) for _ in range(3)), torch.zeros(3, dtype=torch.int64))
-    tables = torch.zeros(1, 4, dtype=torch.int32)
-    place.place(tables, root, root, tables[:, 0].contiguous(), 1, 64, 64, places)
+    rows, tables = torch.zeros(3, dtype=torch.int32), torch.zeros(1, 4, dtype=torch.int32)
+    paths = torch.zeros(3, 64, dtype=torch.int32)
+    places = place.Places(rows, rows, rows, rows.long(), rows, paths)
+    first = tables[:, 0].contiguous()
+    for spots in (place.Spots(rows[:1], rows[:1]), place.Spots(rows[:1], rows[:1], paths[:1])):
+        place.place(tables, root, root, first, spots, 64, 64, places)
     place.store_page_ends(torch.zeros(3, 384, dtype=half), places.turn, tables, 64, torch.zeros(9, 384, dtype=half))
     compact.compact(kv, torch.zeros(1, 2, dtype=torch.int32), root, walked.accepted, walked.length)
 
