@@ -49,9 +49,9 @@ class LaneNumbers:
 
     ``known`` [L] int64: committed tokens. ``fresh`` [L] int64: of them, those that the drafter has yet to take in; they
     stand in ``recent`` [L, W] int64. ``live`` [L] int64: 1 for a lane with a sequence. ``limit`` [L] int64: tokens that
-    may be drafted. ``seed``, ``choice`` [L] int64, ``top_k``, ``vocab`` [L] int32, ``temperature``, ``min_p`` [L]
-    float32, ``top_p`` [L] float64: as in DrawRows. ``first`` [L] int32: the first slot that the drafter has filled.
-    ``tables`` [L, P] int32: pages.
+    may be drafted; -1 stops a lane. ``seed``, ``choice`` [L] int64, ``top_k``, ``vocab`` [L] int32, ``temperature``,
+    ``min_p`` [L] float32, ``top_p`` [L] float64: as in DrawRows. ``first`` [L] int32: the first slot that the drafter
+    has filled. ``tables`` [L, P] int32: pages.
     """
 
     known: Tensor
@@ -123,7 +123,7 @@ class Lanes:
         self._greedy = torch.zeros(count, dtype=torch.float32, device=device)
         self._starts = torch.arange(count, dtype=torch.int64, device=device) * most
         self._newest, self._last, self._room = self._starts, numbers.known, numbers.live
-        self._rows: dict[tuple[tuple[Spot, ...], int], tuple[RaggedRows, Places, Spots]] = {}
+        self._rows: dict[tuple[str, tuple[Spot, ...], int], tuple[RaggedRows, Places, Spots]] = {}
         self._row_lanes: dict[int, Tensor] = {}
         self._depths: dict[tuple[int, ...], Tensor] = {}
 
@@ -162,22 +162,24 @@ class Lanes:
         """Rows [L * W] of the recent tokens, at their positions. ``group``: query heads that share a key head;
         ``first`` [L]: keys before it are not seen."""
         numbers, spots = self.numbers, run_of(0, self.shape.most)
-        return self._place(spots, numbers.known - numbers.fresh, numbers.fresh, group, first)
+        return self._place("recent", spots, numbers.known - numbers.fresh, numbers.fresh, group, first)
 
     def rows(self, spots: Sequence[Spot], group: int, first: Tensor | None = None) -> LaneRows:
         """Rows [L * n] behind the last committed token, which is spot 0; those that a lane's limit leaves out are not
         real."""
-        return self._place(tuple(spots), self._last, self._room, group, first)
+        return self._place("ahead", tuple(spots), self._last, self._room, group, first)
 
-    def _place(self, spots: tuple[Spot, ...], base: Tensor, live: Tensor, group: int, first: Tensor | None) -> LaneRows:
-        rows, places, where = self._held(spots, group)
+    def _place(
+        self, name: str, spots: tuple[Spot, ...], base: Tensor, live: Tensor, group: int, first: Tensor | None
+    ) -> LaneRows:
+        rows, places, where = self._held(name, spots, group)
         begin = self._zero if first is None else first
         place(self.numbers.tables, base, live, begin, where, self.page_size, self.trash, places)
         return LaneRows(places.turn, RaggedAttention(rows, self.reach, trees=where.paths is not None, group=group))
 
-    def _held(self, spots: tuple[Spot, ...], group: int) -> tuple[RaggedRows, Places, Spots]:
-        """Tensors at fixed addresses for rows at these spots."""
-        found = self._rows.get((spots, group))
+    def _held(self, name: str, spots: tuple[Spot, ...], group: int) -> tuple[RaggedRows, Places, Spots]:
+        """Tensors at fixed addresses for rows of that name at these spots."""
+        found = self._rows.get((name, spots, group))
         if found is None:
             lanes, count, device = self.shape.lanes, len(spots), self._device
             shape = RowShape(lanes * count, count_blocks([count] * lanes, group), lanes, 1)
@@ -192,7 +194,7 @@ class Lanes:
             rows.block_count.copy_(torch.tensor([size for _, size in blocks]))
             turn = torch.zeros(lanes * count, dtype=torch.int64, device=device)
             places = Places(rows.positions, rows.slots, rows.first, turn, rows.tail_from, rows.tails)
-            found = self._rows[spots, group] = rows, places, on_device(spots, device)
+            found = self._rows[name, spots, group] = rows, places, on_device(spots, device)
         return found
 
     def pick(

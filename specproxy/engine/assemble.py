@@ -25,6 +25,7 @@ from specproxy.engine.pages import PagePool
 from specproxy.engine.ranks.leader import load_target
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
+from specproxy.engine.sequence import Sequence
 from specproxy.engine.threads import Threads
 from specproxy.engine.warmup import measure_chains, measure_steps
 from specproxy.errors import ModelLoadError
@@ -174,8 +175,14 @@ def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Ca
     progress("measuring step times")
     controller = Controller(measure_steps(runner, pool, host.vocab_size), time.monotonic)
     drafting = Drafting(controller, time.monotonic, trees=rules.trees or not rules.exact, max_rows=wanted.max_sequences)
-    scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, drafting.release)
     rounds = _rounds(runner, drafting)
+
+    def evicted(sequence: Sequence) -> None:
+        if rounds is not None:
+            rounds.unseat(sequence)
+        drafting.release(sequence)
+
+    scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, evicted)
     engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic, rounds)
     info = ModelInfo(
         name=wanted.name or Path(wanted.path).name,

@@ -77,14 +77,15 @@ class Berth:
         self._write_tables(sequences)
         self._send(self.lanes.numbers.buffers, host.buffers)
 
-    def refresh(self, sequences: Rows[Sequence], limits: Rows[int]) -> None:
-        """Limits and pages that the sequences have got since."""
+    def refresh(self, sequences: Rows[Sequence | None], limits: Rows[int]) -> None:
+        """Limits, and pages that the sequences have got since; ``None``: the lane's is gone."""
         device = self.lanes.numbers
-        if list(limits) != self._limits:
+        wanted = [-1 if s is None else limit for s, limit in zip(sequences, limits, strict=True)]
+        if wanted != self._limits:
             host = self._writable()
-            self._write_limits(limits)
+            self._write_limits(wanted)
             self._send([device.limit], [host.limit])
-        if [len(s.table) for s in sequences] != self._tables:
+        if [0 if s is None else len(s.table) for s in sequences] != self._tables:
             host = self._writable()
             self._write_tables(sequences)
             self._send([device.tables], [host.tables])
@@ -99,10 +100,11 @@ class Berth:
         self._limits = list(limits)
         self.host.limit[: len(limits)] = torch.tensor(limits)
 
-    def _write_tables(self, sequences: Rows[Sequence]) -> None:
-        self._tables = [len(s.table) for s in sequences]
+    def _write_tables(self, sequences: Rows[Sequence | None]) -> None:
+        self._tables = [0 if s is None else len(s.table) for s in sequences]
         for lane, s in enumerate(sequences):
-            self.host.tables[lane, : len(s.table)] = torch.tensor(s.table, dtype=torch.int32)
+            if s is not None:
+                self.host.tables[lane, : len(s.table)] = torch.tensor(s.table, dtype=torch.int32)
 
     def _send(self, targets: Rows[Tensor], sources: Rows[Tensor]) -> None:
         for target, source in zip(targets, sources, strict=True):

@@ -137,3 +137,30 @@ class Round:
         self.out[:, 0].copy_(fresh)
         self.out[:, 1 : 1 + count].copy_(tokens)
         self.out[:, 1 + most : 1 + most + count].copy_(at)
+
+
+class DraftRound:
+    """The drafting part of a round alone, for sequences that are verified in an ordinary step. ``out`` [L, 1 + N]
+    int64: nothing, then the tokens."""
+
+    def __init__(self, lanes: Lanes, drafter: LaneDrafter, key: RoundKey, pool: Any) -> None:
+        """``pool``: see Captured. The lanes must be empty."""
+        self._lanes, self._drafter, self._key = lanes, drafter, key
+        device = lanes.numbers.known.device
+        self.out = torch.zeros(key.lanes, 1 + 2 * lanes.shape.most, dtype=torch.int64, device=device)
+        self._enter()
+        self._graph: _Work = Captured(self._work, pool) if pool is not None else _Uncaptured(self._work)
+
+    def _enter(self) -> None:
+        self._lanes.cutoffs, self._lanes.reach = self._key.cutoffs, self._key.reach
+
+    def replay(self) -> None:
+        """Enqueue it."""
+        self._enter()
+        self._graph.replay()
+
+    def _work(self) -> None:
+        if self._key.form is not None:
+            self._lanes.begin()
+            tokens = self._drafter.draft(self._lanes, self._key.form)
+            self.out[:, 1 : 1 + tokens.shape[1]].copy_(tokens)

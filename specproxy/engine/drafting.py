@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -71,6 +72,14 @@ Budget = Callable[[Sequence, int], int]
 """(sequence, wanted) -> nodes that it may draft now, at most ``wanted``, whatever the gain."""
 
 
+class LaneDrafts(Protocol):
+    """Drafts chains on the device."""
+
+    def draft(self, name: str, sequences: Rows[Sequence], levels: int) -> list[list[int]] | None:
+        """Chains of at most ``levels`` tokens, one a sequence; ``None`` where it cannot."""
+        ...
+
+
 class Drafting:
     """The loaded drafters and the controller that chooses among them."""
 
@@ -123,9 +132,17 @@ class Drafting:
         names = {name for s in sequences for name in s.decision.drafters}
         return tuple(sorted({state for name in names & self._readers for state in self.drafters[name].needs.hidden}))
 
-    def feed(self, s: Sequence, position: int, states: Mapping[int, Tensor], rows: slice | list[int]) -> None:
-        """``rows`` of a step's captured ``states`` [T, D] are those of committed tokens from ``position`` on."""
-        for name in s.decision.drafters:
+    def feed(
+        self,
+        s: Sequence,
+        position: int,
+        states: Mapping[int, Tensor],
+        rows: slice | list[int],
+        names: Rows[str] | None = None,
+    ) -> None:
+        """``rows`` of a step's captured ``states`` [T, D] are those of committed tokens from ``position`` on; for the
+        drafters ``names`` of the sequence's, all where not given."""
+        for name in s.decision.drafters if names is None else names:
             if name not in self._readers:
                 continue
             row = s.row(name)
@@ -152,8 +169,8 @@ class Drafting:
             planned.choices[i], planned.said[i] = choice, guesses.get(s.id, {})
         return planned
 
-    def draft(self, plan: Plan) -> list[Draft]:
-        """What was planned."""
+    def draft(self, plan: Plan, by_lanes: LaneDrafts | None = None) -> list[Draft]:
+        """What was planned. ``by_lanes``: who drafts for drafters that do so on the device."""
         drafts = [NO_DRAFT] * len(plan.sequences)
         wanted: dict[str, list[int]] = {}
         for i, (s, choice, said) in enumerate(zip(plan.sequences, plan.choices, plan.said, strict=True)):
@@ -166,7 +183,8 @@ class Drafting:
             elif choice.drafter is not None:
                 wanted.setdefault(choice.drafter, []).append(i)
         for name, rows in wanted.items():
-            self._ask_device(name, rows, plan, drafts)
+            if by_lanes is None or not self._ask_lanes(by_lanes, name, rows, plan, drafts):
+                self._ask_device(name, rows, plan, drafts)
         return drafts
 
     def settle(self, sequence: Sequence, draft: Draft, path: Rows[int], output: Rows[int]) -> None:
@@ -275,6 +293,23 @@ class Drafting:
         if name in self._readers:
             behind = min(behind, len(row.hidden) + 1)
         return max(0, behind - USUAL_BEHIND)
+
+    def _ask_lanes(self, by_lanes: LaneDrafts, name: str, wanted: Rows[int], plan: Plan, drafts: list[Draft]) -> bool:
+        """Let a drafter draft chains on the device, in one piece, for the rows that chose it; whether it could."""
+        choices = {i: choice for i in wanted if (choice := plan.choices[i])}
+        sequences = [plan.sequences[i] for i in choices]
+        if any(s.row(name).width > 1 for s in sequences):
+            return False
+        levels, began = max(choice.k for choice in choices.values()), self._clock()
+        chains = by_lanes.draft(name, sequences, levels)
+        if chains is None:
+            return False
+        self._controller.observe_chain(name, len(chains), levels, self._clock() - began)
+        for (i, choice), tokens in zip(choices.items(), chains, strict=True):
+            plan.sequences[i].row(name).k = choice.k
+            kept = tokens[: choice.k]
+            drafts[i] = Draft(kept, list(range(-1, len(kept) - 1)), choice, plan.said[i])
+        return True
 
     def _ask_device(self, name: str, wanted: Rows[int], plan: Plan, drafts: list[Draft]) -> None:
         """Let a device drafter draft for the rows that chose it; its time goes into the cost table."""

@@ -29,7 +29,9 @@ from specproxy.sampling.sampler import Row, Sampler, token_logprobs
 from specproxy.vocabulary import Decision, Delta, FinishReason, Submission
 
 if TYPE_CHECKING:
-    from specproxy.engine.rounds import Flight, Rounds
+    from specproxy.engine.faults import Faults
+    from specproxy.engine.flight import Flight
+    from specproxy.engine.rounds import Rounds
 
 
 class Engine:
@@ -56,6 +58,7 @@ class Engine:
         self._eos = frozenset(runner.model.spec.eos_token_ids)
         self._early: list[Delta] = []
         self._prefilled = False
+        self.faults: Faults | None = None
         self.rounds = rounds
         self._landed = 0.0
 
@@ -168,8 +171,8 @@ class Engine:
             if flight.ahead:
                 self.rounds.aloft = flight
                 return []
-            return self._land(self.rounds, flight, leaving=True)
-        drafts = self.drafting.draft(plan)
+            return self._land(self.rounds, flight)
+        drafts = self.drafting.draft(plan, self.rounds)
         drafted = self._clock()
         deltas = []
         for part, part_drafts in self._split(sequences, drafts):
@@ -181,35 +184,35 @@ class Engine:
         """Let the next round go, if the same sequences go on alike; then commit what the last one said."""
         following = None
         if self._may_go_on(flight):
-            following = rounds.follow(flight, self.drafting.plan(flight.sequences, self._budget))
+            following = rounds.follow(flight, self.drafting.plan(self.scheduler.decoding(), self._budget))
         rounds.aloft = following
-        return self._land(rounds, flight, leaving=following is None)
+        return self._land(rounds, flight)
 
     def _may_go_on(self, flight: Flight) -> bool:
         """Whether nobody else has to be served first, and every sequence has room for two more rounds."""
-        scheduler, sequences = self.scheduler, flight.sequences
-        if not flight.ahead or not flight.in_step or scheduler.due or scheduler.decoding() != sequences:
+        scheduler, sequences = self.scheduler, self.scheduler.decoding()
+        if not flight.ahead or scheduler.due or not flight.holds(sequences):
             return False
         if all(s.num_output + 1 >= s.submission.params.max_tokens for s in sequences):
             return False
         room = [len(s.tokens) + 2 * flight.reach for s in sequences]
         return all(scheduler.try_reserve(s, tokens) >= tokens for s, tokens in zip(sequences, room, strict=True))
 
-    def _land(self, rounds: Rounds, flight: Flight, *, leaving: bool) -> list[Delta]:
-        """Commit what a round said; ``leaving``: no other follows it."""
+    def _land(self, rounds: Rounds, flight: Flight) -> list[Delta]:
+        """Commit what a round said."""
         found = flight.wait()
         now = self._clock()
         seconds, self._landed = now - max(flight.began, self._landed), now
         self._controller.observe_round(flight.key.drafter, len(found), flight.key.levels, flight.rows, seconds)
         self.times.add("decode", seconds)
         deltas = []
-        for lane, (s, outcome) in enumerate(zip(flight.sequences, found, strict=True)):
-            if s not in self.scheduler.running or len(s.tokens) != flight.known[lane]:
-                continue  # it ended, or failed, with what an earlier round said
-            if leaving:
-                rounds.leave(flight, lane, outcome)
+        for index, outcome in enumerate(found):
+            if outcome is None:
+                continue
+            s = flight.plan.sequences[index]
+            rounds.feed_others(flight, s, outcome)
             s.computed += len(outcome.tokens)
-            self.drafting.settle(s, flight.draft(lane), range(len(outcome.tokens) - 1), outcome.tokens)
+            self.drafting.settle(s, flight.draft(index), range(len(outcome.tokens) - 1), outcome.tokens)
             deltas.append(self._commit(s, outcome.tokens, flight.work.logits, outcome.rows))
         return deltas
 
@@ -219,20 +222,20 @@ class Engine:
         self.drafting.add(drafter)
 
     def forget(self, drafter: str) -> None:
-        """A drafter was unloaded; rows that used it go on without."""
+        """A drafter is unloaded; rows that used it go on without."""
         self.land()
+        if self.rounds is not None:
+            self.rounds.forget(drafter)
         for sequence in self.scheduler.all():
             sequence.drafts.pop(drafter, None)
             sequence.begun.discard(drafter)
         self.drafting.forget(drafter)
-        if self.rounds is not None:
-            self.rounds.forget(drafter)
 
     def land(self) -> None:
         """Commit what is on its way; its deltas come with the next step's."""
         if self.rounds is not None and self.rounds.aloft is not None:
             flight, self.rounds.aloft = self.rounds.aloft, None
-            self._early += self._land(self.rounds, flight, leaving=True)
+            self._early += self._land(self.rounds, flight)
 
     def _with_pages(self, sequences: list[Sequence]) -> list[Sequence]:
         """Those that have a page for their next token; making room may have preempted some."""
@@ -307,6 +310,8 @@ class Engine:
         """Append tokens one by one until one of them ends the answer. ``rows`` are their rows in ``logits``."""
         if tokens[0] == NO_TOKEN:
             return self._fail(s)
+        if self.faults is not None:
+            tokens = self.faults.flip(tokens)
         params, reason = s.submission.params, None
         kept: list[int] = []
         for token in tokens:

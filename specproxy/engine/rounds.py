@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 
 from specproxy.drafters.forms import Form
 from specproxy.drafters.lanes import Entry, LaneDrafter, Lanes, LaneShape
-from specproxy.engine.berth import Arrival, Berth
-from specproxy.engine.captured_round import Round, RoundKey
-from specproxy.engine.drafting import Draft, Drafting, Plan
+from specproxy.engine.berth import Berth
+from specproxy.engine.captured_round import DraftRound, Round, RoundKey
+from specproxy.engine.drafting import Drafting, Plan
+from specproxy.engine.flight import Flight, Outcome, Seat, Seats
 from specproxy.engine.runner import GRAPHED_ROWS, Runner
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step_shapes import SHORT
@@ -40,77 +40,13 @@ LANES = (1, 2, 4, 8, 16, 32, 64)
 as a graph takes a third of a second to capture; each lane's own K is a limit beneath it."""
 
 
-class Outcome(NamedTuple):
-    """What a sequence gets by a round: tokens, and the rows of logits and states at which each was sampled."""
-
-    tokens: list[int]
-    rows: list[int]
-
-
-@dataclass
-class Flight:
-    """A round on its way, of ``work``. ``limits``: tokens that each lane may draft. ``ahead``: the next one may start
-    before this one is read. ``began``: seconds. ``known``: committed tokens of each lane when it began, empty until the
-    round before it is read. ``following``: the round that started before this one was read."""
-
-    plan: Plan
-    key: RoundKey
-    work: Round
-    limits: list[int]
-    ahead: bool
-    began: float
-    known: list[int]
-    arrival: Arrival | None = None
-    following: Flight | None = None
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """Those of the lanes, in order."""
-        return self.plan.sequences
-
-    @property
-    def rows(self) -> int:
-        """Rows of the target's step."""
-        return self.key.lanes * (self.key.nodes + 1)
-
-    @property
-    def reach(self) -> int:
-        """Positions behind the known tokens that it may write to."""
-        return max(self.key.levels, self.key.nodes) + 1
-
-    @property
-    def in_step(self) -> bool:
-        """Whether every lane holds what its sequence does."""
-        return self.known == [len(s.tokens) for s in self.sequences]
-
-    def wait(self) -> list[Outcome]:
-        """What each sequence gets, once it is there."""
-        if self.arrival is None:
-            raise RuntimeError("a round is read that was never launched")
-        numbers, found = self.arrival.wait(), []
-        most = numbers.shape[1] // 2
-        for lane, row in enumerate(numbers[: len(self.sequences)].tolist()):
-            first, count = lane * (self.key.nodes + 1), row[0]
-            found.append(Outcome(row[1 : 1 + count], [first + at for at in row[1 + most : 1 + most + count]]))
-        if self.following is not None:
-            self.following.known = [known + len(one.tokens) for known, one in zip(self.known, found, strict=True)]
-        return found
-
-    def draft(self, lane: int) -> Draft:
-        """What the lane's sequence drafted; which tokens these were nobody asks any more."""
-        choice, said = self.plan.choices[lane], self.plan.said[lane]
-        if choice is None or choice.drafter is None:
-            return Draft([], [], None, said)
-        row, nodes = self.sequences[lane].row(choice.drafter), min(self.limits[lane], self.key.nodes)
-        row.k, row.seen = choice.k, self.known[lane]
-        return Draft([0] * nodes, list(self.key.form.parents[:nodes]) if self.key.form else [], choice, said)
-
-
 class Rounds:
-    """All rounds of a target. At most one flight is ``aloft`` between two steps of the loop."""
+    """All rounds of a target. Between two steps of the loop at most one flight is ``aloft``; sequences keep their seats
+    from one round to the next as long as the same ones go on with the same drafter."""
 
     def __init__(self, runner: Runner, drafting: Drafting, clock: Callable[[], float]) -> None:
         self.aloft: Flight | None = None
+        self._seats: Seats | None = None
         self._runner = runner
         self._drafting = drafting
         self._clock = clock
@@ -118,46 +54,79 @@ class Rounds:
         self._pages = -(-self._limit // runner.kv.page_size) + 1
         self._berths: dict[tuple[str, int], Berth] = {}
         self._rounds: dict[RoundKey, Round] = {}
-        self._pool = torch.cuda.graph_pool_handle() if "cuda" in runner.model.spec.device else None
+        self._drafting_alone: dict[RoundKey, DraftRound] = {}
+        self._pool = torch.cuda.graph_pool_handle() if runner.model.spec.captured else None
 
     def start(self, plan: Plan) -> Flight | None:
-        """Put the sequences of ``plan`` into lanes and let a round go; ``None`` where it is work for an ordinary
-        step."""
+        """Let a round go for the sequences of ``plan``, which take seats if they have none; ``None``, and nobody sits,
+        where it is work for an ordinary step. Nothing may be aloft."""
         key = self._key(plan)
-        if key is None:
+        lanes = self._seated(key, plan)
+        if lanes is None:
+            self.rise()
+            lanes = None if key is None else self._sit(plan, key)
+        if key is None or lanes is None or self._seats is None:
             return None
-        work, berth = self._round(key), self._berth(key)
-        entries = self._enter(plan, key.drafter, berth.lanes.shape.most)
-        if entries is None:
-            return None
-        limits, known = _limits(plan), [len(s.tokens) for s in plan.sequences]
-        berth.fill(plan.sequences, entries, limits)
-        return self._launch(Flight(plan, key, work, limits, self._ahead(plan, key), self._clock(), known), berth)
+        return self._launch(plan, key, lanes, self._seats)
 
     def follow(self, flight: Flight, plan: Plan) -> Flight | None:
         """Let the next round of the same lanes go, with what is on its way still unread; ``None`` where it cannot."""
         key = self._key(plan, behind=flight.key.levels + 1)
-        if key is None or key not in self._rounds or (key.drafter, key.lanes) != (flight.key.drafter, flight.key.lanes):
+        lanes = self._seated(key, plan)
+        if key is None or lanes is None or self._seats is None or not self._ahead(plan, key):
             return None
-        if not self._ahead(plan, key):
-            return None
-        berth, limits = self._berth(key), _limits(plan)
-        berth.refresh(plan.sequences, limits)
-        following = Flight(plan, key, self._rounds[key], limits, True, self._clock(), [])
-        flight.following = self._launch(following, berth)
-        return following
+        return self._launch(plan, key, lanes, self._seats)
 
-    def leave(self, flight: Flight, lane: int, outcome: Outcome) -> None:
-        """A lane's sequence goes on in ordinary steps; before what it got is committed."""
-        s = flight.sequences[lane]
-        if flight.key.drafter:
-            row = s.row(flight.key.drafter)
-            self._drafter(flight.key.drafter).leave(row, len(s.tokens))
+    def unseat(self, sequence: Sequence) -> None:
+        """A sequence's pages are given up."""
+        if self._seats is not None:
+            self._seats.leave(sequence)
+
+    def rise(self) -> None:
+        """Everybody goes on in ordinary steps. Nothing may be aloft."""
+        seats, self._seats = self._seats, None
+        if seats is None or seats.work is None or not seats.drafter:
+            return
+        for seat in seats.seats:
+            if seat is not None:
+                self._drafter(seats.drafter).leave(seat.sequence.row(seats.drafter), seat.taken)
+                if seat.in_step and seats.work.taps:
+                    rows, names = _slice(seat.rows), (seats.drafter,)
+                    self._drafting.feed(seat.sequence, seat.taken - 1, seats.work.taps, rows, names)
+
+    def feed_others(self, flight: Flight, s: Sequence, outcome: Outcome) -> None:
+        """Drafters that do not sit in the lanes get the states of what a sequence commits, before it does."""
         if flight.work.taps:
-            self._drafting.feed(s, len(s.tokens) - 1, flight.work.taps, outcome.rows)
+            others = [name for name in s.decision.drafters if name != flight.key.drafter]
+            self._drafting.feed(s, len(s.tokens) - 1, flight.work.taps, _slice(outcome.rows), others)
+
+    def draft(self, name: str, sequences: Rows[Sequence], levels: int) -> list[list[int]] | None:
+        """Chains of at most so many tokens for sequences that then take part in an ordinary step; ``None`` where the
+        drafter does not draft in lanes, or there are no lanes for so many. Nobody may sit."""
+        lanes = next((count for count in LANES if count >= len(sequences)), None)
+        if lanes is None or not self._drafting.drafters[name].needs.lanes or not all(map(_plain, sequences)):
+            return None
+        most, end = self._most(lanes) - 1, max(len(s.tokens) for s in sequences) + MOST
+        levels = min(levels, most)
+        if levels < 1 or end > self._runner.model.spec.max_len:
+            return None
+        form = self._drafter(name).form(min(most, levels | 1), MOST, 1)
+        key = RoundKey(name, lanes, form, any(map(_cuts_off, sequences)), self._reach(end), ())
+        work, berth = self._draft_round(key), self._berth(key)
+        entries = self._enter(sequences, name, berth.lanes.shape.most)
+        if entries is None:
+            return None
+        berth.fill(sequences, entries, [levels] * len(sequences))
+        work.replay()
+        found = berth.read(work.out).wait()[: len(sequences)].tolist()
+        for s in sequences:
+            self._drafter(name).leave(s.row(name), len(s.tokens))
+        return [row[1 : 1 + levels] for row in found]
 
     def forget(self, drafter: str) -> None:
-        """A drafter was unloaded."""
+        """A drafter is unloaded. Nothing may be aloft."""
+        self.rise()
+        self._drafting_alone = {key: work for key, work in self._drafting_alone.items() if key.drafter != drafter}
         self._rounds = {key: work for key, work in self._rounds.items() if key.drafter != drafter}
         self._berths = {key: berth for key, berth in self._berths.items() if key[0] != drafter}
 
@@ -185,10 +154,12 @@ class Rounds:
 
     def _key(self, plan: Plan, behind: int = 0) -> RoundKey | None:
         """What to capture for ``plan``, whose sequences may be ``behind`` tokens further than the host knows."""
-        names = {"" if choice is None else choice.drafter or "" for choice in plan.choices}
-        if len(names) != 1 or not all(_plain(s) for s in plan.sequences):
+        names = {choice.drafter for choice in plan.choices if choice is not None and choice.drafter is not None}
+        if len(names) > 1 or not all(map(_plain, plan.sequences)):
             return None
-        (name,) = names
+        name = names.pop() if names else ""
+        if name and not all(name in s.decision.drafters for s in plan.sequences):
+            return None
         hidden = self._drafting.hidden(plan.sequences)
         if not self._drafts(plan, name) if name else hidden:
             return None
@@ -234,28 +205,62 @@ class Rounds:
         same = key.hidden == tuple(sorted(self._reads(key.drafter)))
         return same and all(drafters[name].needs.place == "device" for name in named)
 
-    def _enter(self, plan: Plan, name: str, most: int) -> list[Entry] | None:
+    def _seated(self, key: RoundKey | None, plan: Plan) -> list[int] | None:
+        """The lanes of the plan's sequences, where they sit as ``key`` wants them, whose work is captured."""
+        seats = self._seats
+        if key is None or seats is None or (key.drafter, key.lanes) != (seats.drafter, seats.lanes):
+            return None
+        return seats.lanes_of(plan.sequences) if key in self._rounds else None
+
+    def _sit(self, plan: Plan, key: RoundKey) -> list[int] | None:
+        """Give every sequence a seat; their lanes."""
+        self._round(key)  # captured before anybody sits: capturing runs the work
+        berth = self._berth(key)
+        entries = self._enter(plan.sequences, key.drafter, berth.lanes.shape.most)
+        if entries is None:
+            return None
+        berth.fill(plan.sequences, entries, _limits(plan))
+        seats: list[Seat | None] = [Seat(s, len(s.tokens), 0) for s in plan.sequences]
+        self._seats = Seats(key.drafter, key.lanes, seats)
+        return list(range(len(seats)))
+
+    def _enter(self, sequences: Rows[Sequence], name: str, most: int) -> list[Entry] | None:
         """Every sequence's entry; ``None``, with everything as it was, where one cannot enter."""
         if not name:
-            return [Entry(1)] * len(plan.sequences)
+            return [Entry(1)] * len(sequences)
         drafter = self._drafter(name)
         entries: list[Entry] = []
-        for s in plan.sequences:
+        for s in sequences:
             entry = drafter.enter(s.row(name), most)
             if entry is None:
-                for other, taken in zip(plan.sequences, entries, strict=False):
-                    row, known = other.row(name), len(other.tokens) - taken.fresh
-                    drafter.leave(row, known)
-                    if taken.states is not None:
-                        row.hidden.append(known - 1, taken.states)
+                for other, given in zip(sequences, entries, strict=False):
+                    row, taken = other.row(name), len(other.tokens) - given.fresh
+                    drafter.leave(row, taken)
+                    if given.states is not None:
+                        row.hidden.append(taken - 1, given.states)
                 return None
             entries.append(entry)
         return entries
 
-    def _launch(self, flight: Flight, berth: Berth) -> Flight:
-        flight.work.replay()
-        flight.arrival = berth.read(flight.work.out)
+    def _launch(self, plan: Plan, key: RoundKey, lanes: list[int], seats: Seats) -> Flight:
+        berth, limits = self._berth(key), _limits(plan)
+        by_lane = [0] * len(seats.seats)
+        for lane, limit in zip(lanes, limits, strict=True):
+            by_lane[lane] = limit
+        berth.refresh(seats.sequences, by_lane)
+        ahead = self._ahead(plan, key)
+        flight = Flight(plan, lanes, seats, key, self._rounds[key], limits, ahead, self._clock())
+        flight.launch(berth)
         return flight
+
+    def _draft_round(self, key: RoundKey) -> DraftRound:
+        found = self._drafting_alone.get(key)
+        if found is None:
+            berth = self._berth(key)
+            berth.clear()
+            found = self._drafting_alone[key] = DraftRound(berth.lanes, self._drafter(key.drafter), key, self._pool)
+            berth.clear()
+        return found
 
     def _round(self, key: RoundKey) -> Round:
         found = self._rounds.get(key)
@@ -293,6 +298,12 @@ class Rounds:
     def _most(lanes: int) -> int:
         """W for so many lanes."""
         return min(MOST, GRAPHED_ROWS // lanes)
+
+
+def _slice(rows: list[int]) -> slice | list[int]:
+    """The same rows, without an index on the device where they lie side by side."""
+    side_by_side = rows == list(range(rows[0], rows[0] + len(rows))) if rows else False
+    return slice(rows[0], rows[0] + len(rows)) if side_by_side else rows
 
 
 def _limits(plan: Plan) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from specproxy.config.schema import DrafterConfig
 from specproxy.engine import warmup
-from specproxy.engine.rounds import Flight, Outcome, Rounds
+from specproxy.engine.flight import Flight, Outcome
+from specproxy.engine.rounds import Rounds
 from specproxy.vocabulary import Decision, SamplingParams, Submission
 from tests.support.device_path import use_device_path
 from tests.support.driver import OFF, Answer, Driver
@@ -69,7 +71,7 @@ def flights(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
     note("follow")
     wait = Flight.wait
 
-    def waited(self: Flight) -> list[Outcome]:
+    def waited(self: Flight) -> list[Outcome | None]:
         seen.append(("read", self))
         return wait(self)
 
@@ -151,9 +153,8 @@ def test_the_next_round_starts_before_the_last_is_read(
     order = [name for name, _ in flights]
     assert order.count("start") == 1
     assert order.count("follow") == order.count("read") - 1 > 5
-    following = [flight for name, flight in flights if name == "follow"]
-    for flight in following:
-        before = next(other for name, other in flights if name != "read" and other.following is flight)
+    launched = [flight for name, flight in flights if name != "read"]
+    for before, flight in pairwise(launched):
         assert flights.index(("follow", flight)) < flights.index(("read", before))
 
 
@@ -194,6 +195,50 @@ def test_what_rounds_cannot_do_goes_by_steps(
         expected = by_steps(driver, asked)
         assert tokens_of(driver.run(asked)) == tokens_of(expected)
     assert flights == []
+
+
+def test_seats_are_kept_while_others_end(
+    driver: Driver, mini: list[dict[str, Any]], flights: list[tuple[str, Flight]]
+) -> None:
+    """Of four sequences the shortest ends: the other three go on in their lanes, and only when half of the lanes are
+    empty do the rest move to fewer."""
+    chosen = decision("layer_skip", 3)
+    asked = [
+        one
+        for i, length in enumerate((8, 16, 30, 44))
+        for one in submissions(driver, mini[i : i + 1], chosen, tokens=length, ignore_eos=True)
+    ]
+    expected = by_steps(driver, asked)
+    flights.clear()
+    assert tokens_of(driver.run(asked)) == tokens_of(expected)
+    assert [flight.key.lanes for name, flight in flights if name == "start"][-3:] == [4, 2, 1]
+    assert (4, 3) in {(flight.key.lanes, len(flight.plan.sequences)) for name, flight in flights if name == "follow"}
+
+
+def test_a_batch_of_several_drafters(
+    driver: Driver, rounds: Rounds, mini: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences of one step that draft with different drafters are drafted for on the device, drafter by drafter, and
+    verified together; nothing changes."""
+    asked = [
+        one
+        for i, name in enumerate(("eagle3", "layer_skip", "eagle3", "draft_model"))
+        for one in submissions(driver, mini[i : i + 1], decision(name, 3))
+    ]
+    expected = by_steps(driver, asked)
+    drafted: list[str] = []
+    right = rounds.draft
+
+    def noted(name: str, *args: Any) -> list[list[int]] | None:
+        found = right(name, *args)
+        drafted.extend([name] * (found is not None))
+        return found
+
+    monkeypatch.setattr(rounds, "draft", noted)
+    answers = driver.run(asked)
+    assert tokens_of(answers) == tokens_of(expected)
+    assert set(drafted) == {"eagle3", "layer_skip", "draft_model"}
+    assert all(answer.stats.drafts[0].accepted > 0 for answer in answers[::2])
 
 
 def _between_steps(driver: Driver, asked: Sequence[Submission], act: Callable[[int], None]) -> dict[str, Answer]:
@@ -306,6 +351,7 @@ CASES = [
     }
     for drafter, t, k, together, cache, preempt, r in (
         ("eagle3", 0.0, 5, 4, "hit", True, False),
+        ("eagle3", 0.0, 7, 1, "miss", False, False),
         ("mtp", 0.8, 3, 4, "miss", False, True),
         ("medusa", 0.8, 3, 1, "hit", True, True),
         ("layer_skip", 0.0, 7, 4, "hit", False, False),

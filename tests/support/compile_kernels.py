@@ -112,7 +112,7 @@ def main() -> None:
     paths = torch.zeros(3, 64, dtype=torch.int32)
     places = place.Places(rows, rows, rows, rows.long(), rows, paths)
     first = tables[:, 0].contiguous()
-    for spots in (place.Spots(rows[:1], rows[:1]), place.Spots(rows[:1], rows[:1], paths[:1])):
+    for spots in (place.Spots(rows, rows), place.Spots(rows, rows, paths)):
         place.place(tables, root, root, first, spots, 64, 64, places)
     place.store_page_ends(torch.zeros(3, 384, dtype=half), places.turn, tables, 64, torch.zeros(9, 384, dtype=half))
     compact.compact(kv, torch.zeros(1, 2, dtype=torch.int32), root, walked.accepted, walked.length)
