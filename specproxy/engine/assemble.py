@@ -80,7 +80,7 @@ class DrafterHost:
 
 @dataclass
 class Assembled:
-    """A running engine and what the server must know about it."""
+    """A running engine and what the server must know about it. ``sequences``: that run at a time at most."""
 
     engine: Engine
     host: DrafterHost
@@ -88,6 +88,7 @@ class Assembled:
     numerics: Numerics
     configs: dict[str, DrafterConfig]
     captures: Captures
+    sequences: int
 
     def load_drafter(self, name: str, config: DrafterConfig) -> None:
         """Load one drafter and offer it from the next step on. Raises StartError."""
@@ -96,6 +97,8 @@ class Assembled:
         drafter = load_drafter(name, config, self.host)
         self.captures.capture(drafter.needs.hidden, self.host.progress)
         engine.add(drafter)
+        if engine.rounds is not None and drafter.needs.lanes:
+            engine.rounds.prepare(name, self.sequences)
         chains, catch_up = measure_chains(engine, self.host.vocab_size, drafter)
         engine.drafting.price(name, chains, catch_up)
         self.configs[name] = config
@@ -191,13 +194,17 @@ def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Ca
         vocab_size=host.vocab_size,
         eos_token_ids=list(model.spec.eos_token_ids),
     )
-    assembled = Assembled(engine, host, info, describe(model, rules, threads), {}, captures)
+    if rounds is not None:
+        rounds.prepare("", wanted.max_sequences)
+    numerics = describe(model, rules, threads)
+    assembled = Assembled(engine, host, info, numerics, {}, captures, wanted.max_sequences)
     for name, drafter_config in config.drafters.items():
         progress(f"loading drafter {name}")
         assembled.load_drafter(name, drafter_config)
     drafters = drafting.drafters
     captures.capture([state for drafter in drafters.values() for state in drafter.needs.hidden], progress)
-    for line in settle(plan, drafters, captures.bytes).lines():
+    captured = captures.bytes + (0 if rounds is None else rounds.bytes)
+    for line in settle(plan, drafters, captured).lines():
         progress(line)
     return assembled
 

@@ -43,20 +43,29 @@ class DrafterSize:
         return replace(self, weights=weights, basis="measured")
 
 
+EAGLE3_STATES = 3
+"""States of the target that an EAGLE-3 head reads."""
+
+
 @dataclass(frozen=True)
 class TargetSize:
     """What sizes of drafters are derived from. ``weights``: bytes; ``grown``: the shape that the target has been grown
-    into, if it was."""
+    into, if it was; ``page_size``: tokens of a page."""
 
     spec: ModelSpec
     folder: Path
     weights: int
     grown: str = ""
+    page_size: int = 64
 
     @property
     def layer(self) -> int:
         """Bytes of KV per token of the widest layer."""
         return max(shape.width for shape in self.spec.layers) * self.spec.dtype.itemsize
+
+    def ends(self, states: int) -> int:
+        """Bytes per token of so many states that are kept for the end of each page."""
+        return -(-states * self.spec.hidden_size * self.spec.dtype.itemsize // self.page_size)
 
 
 def drafter_size(name: str, config: DrafterConfig, target: TargetSize) -> DrafterSize | None:
@@ -99,21 +108,23 @@ def _head(name: str, kind: str, path: Path, target: TargetSize) -> DrafterSize |
         keep = mtp_wanted(layers)
         weights = sum(weight_bytes(file, itemsize, keep) for file in mtp_files(path, layers))
         modules = int(_read(path / "config.json").get("num_nextn_predict_layers") or 1)
-        return DrafterSize(name, weights, modules * target.layer, "files") if weights else None
+        return DrafterSize(name, weights, modules * target.layer + target.ends(1), "files") if weights else None
     folder = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else _weight_files(folder)
     weights = sum(weight_bytes(file, itemsize) for file in files)
     if not weights:
         return None
     facts = _read(folder / "config.json")
-    per_token = 0 if kind == "medusa" else (_kv_width(facts, 1) * itemsize or target.layer)
+    states = EAGLE3_STATES if kind == "eagle3" else 1
+    per_token = 0 if kind == "medusa" else (_kv_width(facts, 1) * itemsize or target.layer) + target.ends(states)
     return DrafterSize(name, weights, per_token, "files")
 
 
 def _reserve(name: str, kind: str, target: TargetSize) -> DrafterSize:
     spec = target.spec
     weights = 2 * target.weights // len(spec.layers) + spec.vocab_size * spec.hidden_size * spec.dtype.itemsize
-    return DrafterSize(name, weights, 0 if kind == "medusa" else target.layer, "reserve")
+    per_token = 0 if kind == "medusa" else target.layer + target.ends(EAGLE3_STATES)
+    return DrafterSize(name, weights, per_token, "reserve")
 
 
 def _head_path(config: DrafterConfig, target: TargetSize) -> Path | None:

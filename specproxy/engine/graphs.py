@@ -154,13 +154,13 @@ class StepGraphs:
         """The graph of ``shape``, captured now if it is a new one; what that takes is measured around it."""
         graph = self._graphs.get(shape)
         if graph is None:
-            before = _free(self._model.spec.device)
+            before = free_bytes(self._model.spec.device)
             graph = self._graphs[shape] = _StepGraph(self._model, self._kv, shape, self._group, self._pool)
-            self.bytes += max(0, before - _free(self._model.spec.device))
+            self.bytes += max(0, before - free_bytes(self._model.spec.device))
         return graph
 
 
-def _free(device: str) -> int:
+def free_bytes(device: str) -> int:
     """Bytes of the device that nobody holds, the allocator's unused ones included."""
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]

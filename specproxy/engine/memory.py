@@ -34,14 +34,16 @@ def plan_start(config: EngineConfig, model: StepModel, folder: Path, rules: Rule
     """The plan for a target that is loaded and drafters that are not. Raises ConfigError or ModelLoadError, with the
     numbers where it does not fit."""
     wanted, spec = config.model, model.spec
-    target = TargetSize(spec, folder, held_bytes(model), wanted.grow)
+    target = TargetSize(spec, folder, held_bytes(model), wanted.grow, page_size)
     sizes = [drafter_size(name, drafter, target) for name, drafter in config.drafters.items()]
-    heads = sum(drafter.type in HEADS for drafter in config.drafters.values())
+    types = [drafter.type for drafter in config.drafters.values()]
+    heads = sum(one in HEADS for one in types)
+    in_rounds = 1 + heads + sum(one in ("draft_model", "layer_skip") for one in types)
     shapes = step_shapes(rules, (), query_group(model), short_reach(spec.max_len, page_size), wanted.max_sequences)
     reserves = Reserves(0, 0)
     if on_gpu(spec.device):
-        # The plain steps, those that give each head its states, and as many that nobody foresees.
-        graphs = (heads + 2) * graph_bytes(shapes, spec) if spec.path_kind == "device" else 0
+        # The plain steps, those that give each head its states, as many that nobody foresees, and the rounds.
+        graphs = (heads + 2 + in_rounds) * graph_bytes(shapes, spec) if spec.path_kind == "device" else 0
         reserves = Reserves(graphs, workspace_bytes(model, rules.prefill_rows))
     known = [size for size in sizes if size is not None]
     return plan_memory(wanted, spec, read_memory(spec.device), target.weights, known, reserves, page_size)
@@ -64,7 +66,7 @@ def settle(plan: MemoryPlan, drafters: Mapping[str, Drafter], captured: int) -> 
 
 def graph_bytes(shapes: list[StepShape], spec: ModelSpec) -> int:
     """What capturing ``shapes`` is expected to take: each keeps its logits, and one set of activations serves all."""
-    logits = sum(shape.rows for shape in shapes) * spec.vocab_size * spec.dtype.itemsize
+    logits = sum(shape.logits for shape in shapes) * spec.vocab_size * spec.dtype.itemsize
     return logits + len(shapes) * len(spec.layers) * LAUNCHES * LAUNCH_BYTES
 
 

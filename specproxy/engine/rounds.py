@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -25,12 +25,18 @@ from specproxy.engine.berth import Berth
 from specproxy.engine.captured_round import DraftRound, Round, RoundKey
 from specproxy.engine.drafting import Drafting, Plan
 from specproxy.engine.flight import Flight, Outcome, Seat, Seats
+from specproxy.engine.graphs import free_bytes
 from specproxy.engine.runner import GRAPHED_ROWS, Runner
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step_shapes import SHORT
 
+Work = TypeVar("Work", Round, DraftRound)
+
 MOST = 8
 """Tokens that a round commits to a lane at most; a chain has one fewer."""
+
+USUAL_LANES = 8
+"""Lanes up to which a drafter's rounds are captured at start."""
 
 WIDEST = 2
 """Children of a node at most: what is drawn on the device is the two best."""
@@ -42,10 +48,12 @@ as a graph takes a third of a second to capture; each lane's own K is a limit be
 
 class Rounds:
     """All rounds of a target. Between two steps of the loop at most one flight is ``aloft``; sequences keep their seats
-    from one round to the next as long as the same ones go on with the same drafter."""
+    from one round to the next as long as the same ones go on with the same drafter. ``bytes``: of the device's memory,
+    what captures took."""
 
     def __init__(self, runner: Runner, drafting: Drafting, clock: Callable[[], float]) -> None:
         self.aloft: Flight | None = None
+        self.bytes = 0
         self._seats: Seats | None = None
         self._runner = runner
         self._drafting = drafting
@@ -129,6 +137,25 @@ class Rounds:
         self._drafting_alone = {key: work for key, work in self._drafting_alone.items() if key.drafter != drafter}
         self._rounds = {key: work for key, work in self._rounds.items() if key.drafter != drafter}
         self._berths = {key: berth for key, berth in self._berths.items() if key[0] != drafter}
+
+    def prepare(self, drafter: str, sequences: int) -> None:
+        """Capture what an ordinary run of up to so many sequences needs, so that nobody waits for it: chains of all
+        lengths that ``_form`` gives, with cut-offs and without, in contexts up to SHORT. "": plain decoding."""
+        if self._pool is None:
+            return
+        reach, hidden = self._reach(0), tuple(sorted(self._reads(drafter)))
+        for lanes in [count for count in LANES if count < 2 * sequences]:
+            most = self._most(lanes) - 1
+            if drafter and lanes > USUAL_LANES:
+                break
+            for cutoffs in (False, True):
+                few = range(1, most + 1, 1 if lanes == 1 and not cutoffs else 2)
+                levels = [k for k in few if k <= self._drafting.drafters[drafter].needs.max_k] if drafter else [0]
+                for k in levels:
+                    form = self._drafter(drafter).form(k, k, 1) if drafter else None
+                    self._round(RoundKey(drafter, lanes, form, cutoffs, reach, hidden))
+                    if drafter and k % 2:
+                        self._draft_round(RoundKey(drafter, lanes, form, cutoffs, reach, ()))
 
     def time(self, drafter: str, k: int, tables: Rows[Rows[int]], context: int, repeats: int) -> float:
         """Seconds of a round over as many made-up sequences as there are ``tables``, each of ``context`` tokens: the
@@ -253,25 +280,35 @@ class Rounds:
         flight.launch(berth)
         return flight
 
-    def _draft_round(self, key: RoundKey) -> DraftRound:
-        found = self._drafting_alone.get(key)
-        if found is None:
-            berth = self._berth(key)
-            berth.clear()
-            found = self._drafting_alone[key] = DraftRound(berth.lanes, self._drafter(key.drafter), key, self._pool)
-            berth.clear()
-        return found
-
     def _round(self, key: RoundKey) -> Round:
         found = self._rounds.get(key)
         if found is None:
-            berth = self._berth(key)
-            berth.clear()
             drafter = self._drafter(key.drafter) if key.drafter else None
             reads = self._reads(key.drafter)
-            found = self._rounds[key] = Round(self._runner, berth.lanes, drafter, reads, key, self._pool)
-            berth.clear()
+            found = self._rounds[key] = self._capture(
+                key, lambda lanes: Round(self._runner, lanes, drafter, reads, key, self._pool)
+            )
         return found
+
+    def _draft_round(self, key: RoundKey) -> DraftRound:
+        found = self._drafting_alone.get(key)
+        if found is None:
+            drafter = self._drafter(key.drafter)
+            found = self._drafting_alone[key] = self._capture(
+                key, lambda lanes: DraftRound(lanes, drafter, key, self._pool)
+            )
+        return found
+
+    def _capture(self, key: RoundKey, make: Callable[[Lanes], Work]) -> Work:
+        """Work over empty lanes, as making it runs it; what that takes of the device's memory is counted."""
+        berth, device = self._berth(key), self._runner.model.spec.device
+        berth.clear()
+        before = free_bytes(device) if self._pool is not None else 0
+        work = make(berth.lanes)
+        berth.clear()
+        if self._pool is not None:
+            self.bytes += max(0, before - free_bytes(device))
+        return work
 
     def _berth(self, key: RoundKey) -> Berth:
         found = self._berths.get((key.drafter, key.lanes))

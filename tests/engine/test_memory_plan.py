@@ -188,15 +188,15 @@ def started() -> tuple[Assembled, list[str]]:
 
 @pytest.mark.parametrize("kind", ["draft_model", "eagle3", "mtp", "medusa"])
 def test_sizes_from_files_are_those_that_are_loaded(started: tuple[Assembled, list[str]], kind: str) -> None:
-    """KV per token is exact, states at the ends of pages apart; a loaded drafter holds its tensors, or those and a
-    packed copy."""
+    """KV per token is exact but for what has no page, and states at the ends of pages before one is drafted; a loaded
+    drafter holds its tensors, or those and a packed copy."""
     host = started[0].host
     target = TargetSize(host.model.spec, find_model("house", "target"), 1)
     size = drafter_size(kind, DrafterConfig(type=kind, path="house"), target)
     assert size is not None
     assert size.basis == "files"
     held = started[0].engine.drafting.drafters[kind].memory()
-    assert 0 <= held.kv - size.per_token * host.kv.num_slots < 2**16
+    assert abs(held.kv - size.per_token * host.kv.num_slots) < 2**17
     assert size.weights <= held.weights <= 2.2 * size.weights
 
 
