@@ -207,9 +207,11 @@ def test_drafters_without_weights_have_no_size(kind: str) -> None:
 
 
 def test_a_head_that_is_not_here_yet_gets_a_reserve() -> None:
-    """Two layers and an output matrix are set aside, and KV of one layer, for a head that is on the hub."""
+    """A layer, the products in front of it and half of an output matrix are set aside, KV of one layer and three states
+    a page, for a head that is on the hub."""
     size = drafter_size("e", DrafterConfig(type="eagle3", path="org/head"), TargetSize(SPEC, Path(), WEIGHTS))
-    assert size == DrafterSize("e", WEIGHTS // 16 + 128256 * 4096 * 2, PER_TOKEN // 32, "reserve")
+    weights = WEIGHTS // 32 + 4 * 4096 * 4096 * 2 + 128256 * 4096
+    assert size == DrafterSize("e", weights, PER_TOKEN // 32 + 3 * 4096 * 2 // 64, "reserve")
 
 
 def test_a_grown_draft_model_has_its_shapes_size() -> None:
