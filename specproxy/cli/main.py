@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from specproxy import __version__
-from specproxy.errors import StartError
+from specproxy.errors import StartError, StoreDamaged
 
 DESCRIPTION = """\
 An OpenAI-compatible proxy that owns a model and speculates per route, as YAML policies say. What it
@@ -23,7 +23,9 @@ first steps:
 
 COMMANDS = {
     "serve": "load a model and answer requests",
-    "policy": "check, explain and test policy files",
+    "policy": "check, explain and test policy files; see and move the gate's candidates",
+    "audit": "compute a stored answer again and compare it",
+    "tune": "search the fastest speculation for each route on this machine",
     "bench": "measure speculation on against off",
     "train": "train a drafting head or a draft model",
 }
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser(given[0] if given else "").parse_args(given)
     try:
         code: int = args.run(args)
-    except StartError as error:
+    except (StartError, StoreDamaged) as error:
         print(f"specproxy: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``specproxy policy``: check, explain and test policy files; print the language's JSON Schema."""
+"""``specproxy policy``: check, explain and test policy files; print the language's JSON Schema; ask the gate."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from specproxy.cli.policy_admin import add_admin_actions
+from specproxy.cli.policy_gate import add_gate_actions
 from specproxy.cli.policy_view import print_explanation, print_findings, print_outcomes
 from specproxy.config.flags import add_config_flags, config_file, flag_settings
 from specproxy.config.load import load_start_config
 from specproxy.errors import ConfigError
 from specproxy.policy.catalogue import Catalogue
 from specproxy.policy.explain import explain
+from specproxy.policy.junit import junit_xml
 from specproxy.policy.policy import PolicySet
 from specproxy.policy.request_file import Envelope, read_request
 from specproxy.policy.schema import json_schema
@@ -24,8 +27,11 @@ EPILOG = """\
 examples:
   specproxy policy check policies
   specproxy policy explain policies --request request.json --header 'x-specproxy-speculate: off'
-  specproxy policy test policies
+  specproxy policy test policies --junit results.xml
   specproxy policy schema > policies/policy.schema.json
+  specproxy policy plan candidate --requests requests.jsonl
+  specproxy policy status
+  specproxy policy promote structured --reason "faster since Tuesday"
 
 Drafters and upstreams are the ones of the start configuration: pass --config, or the flags that serve gets."""
 
@@ -34,8 +40,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command and its own subcommands."""
     parser = subparsers.add_parser(
         "policy",
-        help="check, explain and test policy files",
-        description="Check, explain and test policy files, without a server.",
+        help="check, explain and test policy files; see and move the gate's candidates",
+        description="Check, explain and test policy files, without a server; see and move the gate's candidates.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,6 +59,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     asked.add_argument("--load", metavar="N", type=int, default=0, help="queue depth")
     asked.set_defaults(run=_explain)
     test = actions.add_parser("test", help="run DIR/tests/*.yaml; exit code 1 where an expectation fails")
+    test.add_argument("--junit", metavar="FILE.xml", type=Path, help="also write the outcomes as JUnit's XML, for CI")
     test.set_defaults(run=_test)
     for action in (check, asked, test):
         action.add_argument("directory", metavar="DIR", type=Path, help="directory of policy files")
@@ -60,6 +67,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         add_config_flags(action)
     schema = actions.add_parser("schema", help="the JSON Schema of a policy file, for editors")
     schema.set_defaults(run=_schema)
+    add_gate_actions(actions)
+    add_admin_actions(actions)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -82,6 +91,8 @@ def _test(args: argparse.Namespace) -> int:
     outcomes = run_tests(args.directory, _load(args))
     if not outcomes:
         raise ConfigError(f"{args.directory}: has no tests; expected {args.directory / 'tests'}/*.yaml")
+    if args.junit is not None:
+        _write(args.junit, junit_xml(outcomes))
     print_outcomes(Console(), outcomes, as_json=args.json)
     return 0 if all(outcome.passed for outcome in outcomes) else 1
 
@@ -89,6 +100,13 @@ def _test(args: argparse.Namespace) -> int:
 def _schema(args: argparse.Namespace) -> int:
     print(schema_text(), end="")
     return 0
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from None
 
 
 def schema_text() -> str:

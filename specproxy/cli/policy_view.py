@@ -15,7 +15,7 @@ from specproxy.policy.explain import Explanation, shown_k
 from specproxy.policy.policy import PolicySet
 from specproxy.policy.reading import Findings
 from specproxy.policy.revision import short
-from specproxy.policy.testing import Outcome
+from specproxy.policy.testing import Outcome, differences
 from specproxy.vocabulary import Decision
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -93,7 +93,7 @@ def _drafters(decision: Decision) -> str:
 
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcome], *, as_json: bool) -> None:
-    """A line per case; what a failed one expected, and the explanation of what it got."""
+    """A line per case; what a failed one expected (-) and got (+), and the explanation of that; a summary last."""
     if as_json:
         print(msgspec.json.encode(list(outcomes)).decode())
         return
@@ -101,9 +101,9 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome], *, as_json: bo
         word = "[green]ok[/]" if outcome.passed else "[bold red]failed[/]"
         where = f"{outcome.file}:{outcome.line}: {outcome.name}"
         console.print(f"{word} {escape(where)}", highlight=False, soft_wrap=True)
-        for mismatch in outcome.mismatches:
-            text = f"  {mismatch.field}: expected {mismatch.expected}, got {mismatch.got}"
-            console.print(escape(text), highlight=False, soft_wrap=True)
+        for line in differences(outcome)[1:] if not outcome.passed else ():
+            style = {"-": "red", "+": "green"}.get(line[0])
+            console.print(f"  {line}", style=style, markup=False, highlight=False, soft_wrap=True)
         if outcome.explanation is not None:
             print_explanation(console, outcome.explanation)
     failed = sum(not outcome.passed for outcome in outcomes)

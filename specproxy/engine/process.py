@@ -15,6 +15,8 @@ import time
 
 from specproxy.config.schema import DrafterConfig, EngineConfig
 from specproxy.engine.assemble import Assembled, assemble
+from specproxy.engine.auditing import make_audits
+from specproxy.engine.faults import inject_wanted
 from specproxy.errors import RankLost, SpecproxyError, StartError
 from specproxy.wire import frames
 from specproxy.wire.frames import ToEngine
@@ -62,25 +64,36 @@ class Process:
         self._link = link
         self._assembled = assembled
         self._engine = assembled.engine
+        self._audits = make_audits(assembled)
         self._next_stats = 0.0
 
     def run(self) -> None:
         """Work until the server is gone."""
-        while (arrived := self._link.receive(IDLE_WAIT_S if self._engine.idle else 0.0)) is not None:
+        while (arrived := self._link.receive(self._wait_s())) is not None:
             for frame in arrived:
                 self._handle(frame)
             deltas = self._engine.step()
             if deltas:
                 self._link.send(frames.Tokens(deltas))
+            for result in self._audits.step(self._engine.scheduler.serves_users):
+                self._link.send(frames.Audited(result))
             now = time.monotonic()
             if now >= self._next_stats:
                 self._next_stats = now + STATS_EVERY_S
                 self._link.send(self._stats())
 
+    def _wait_s(self) -> float:
+        """How long to wait for a frame: not at all where there is something to do."""
+        if not self._engine.idle:
+            return 0.0
+        return min(IDLE_WAIT_S, self._audits.due_in(self._engine.scheduler.serves_users))
+
     def _handle(self, frame: ToEngine) -> None:
         match frame:
             case frames.Submit(submission) | frames.Background(submission):
                 self._engine.submit(submission)
+            case frames.Audit():
+                self._audits.add(frame)
             case frames.Abort():
                 self._engine.abort(frame.id, frame.report)
             case frames.UpdateDecision():
@@ -119,6 +132,7 @@ class Process:
             prefix_hits=scheduler.prefix_hits,
             steps=times.steps,
             step_s=times.take(),
+            audits=self._audits.waiting,
         )
 
 
@@ -127,6 +141,7 @@ def main(config: EngineConfig, started: float) -> int:
     link = Link(config.socket)
     try:
         assembled = assemble(config, _tell, _end)
+        inject_wanted(assembled, os.environ, _tell)
     except (StartError, RankLost) as error:
         link.send(frames.Failed(str(error)))
         return 1

@@ -47,6 +47,11 @@ class Scheduler:
         return len(self._waiting[False]) + sum(not s.user for s in self.running)
 
     @property
+    def serves_users(self) -> bool:
+        """Whether a user's sequence waits or runs."""
+        return bool(self._waiting[True]) or self._user_work()
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not (self.running or self._waiting[True] or self._waiting[False])

@@ -46,11 +46,13 @@ class ModelSpec:
 
 
 class StepModel(Protocol):
-    """A model as the runner sees it. ``config``: its transformers configuration (of the text part). ``group``: the
-    processes that share it, ``None`` where it is whole."""
+    """A model as the runner sees it. ``config``: its transformers configuration (of the text part). ``stock``:
+    transformers' own module over the same weights, for audits. ``group``: the processes that share it, ``None`` where
+    it is whole."""
 
     spec: ModelSpec
     config: Any
+    stock: Any
     group: Group | None
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -1,22 +1,23 @@
 """Frames: msgspec Structs in MessagePack, each behind a 5-byte header (version, big-endian length).
 
-The server sends Submit, Abort, UpdateDecision, Background, LoadDrafter, UnloadDrafter; the engine sends Hello once it
-is ready to work (or Failed when it cannot start), then Tokens and, about once a second, Stats.
+The server sends Submit, Abort, UpdateDecision, Background, Audit, LoadDrafter, UnloadDrafter; the engine sends Hello
+once it is ready to work (or Failed when it cannot start), then Tokens, Audited and, about once a second, Stats.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from specproxy.bundle import AuditBundle, AuditResult
 from specproxy.errors import WireError
 from specproxy.vocabulary import Decision, Delta, DrafterInfo, ModelInfo, Numerics, Submission
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 256 * 2**20
 _HEADER = struct.Struct(">BI")
 
@@ -66,9 +67,32 @@ class UpdateDecision(Struct, tag="update_decision"):
 
 
 class Background(Struct, tag="background"):
-    """A job of the background class (audit, shadow): a submission that never delays a user's work."""
+    """A job of the background class (shadow): a submission that never delays a user's work."""
 
     submission: Submission
+
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Audit(Struct, tag="audit"):
+    """Compute a served answer again. Answered by exactly one Audited, whatever becomes of it; an engine that dies takes
+    its audits with it.
+
+    Shares of the wall time that audits of the bundle's route may take: while no user has a sequence in the engine, and
+    while some have. They hold for all audits of the route from this frame on; 0 means not at all. A user's step waits
+    for one chunk of 64 tokens at most.
+    """
+
+    bundle: AuditBundle
+    idle_share: Share = 1.0
+    busy_share: Share = 0.0
+
+
+class Audited(Struct, tag="audited"):
+    """An audit has ended."""
+
+    result: AuditResult
 
 
 class LoadDrafter(Struct, tag="load_drafter"):
@@ -99,7 +123,8 @@ class Tokens(Struct, tag="tokens"):
 
 
 class Stats(Struct, tag="stats"):
-    """State of the engine; counters run from its start. ``step_s``: (kind, seconds) of steps since the last frame."""
+    """State of the engine; counters run from its start. ``step_s``: (kind, seconds) of steps since the last frame.
+    ``audits``: those that wait or run."""
 
     running: int
     waiting: int
@@ -112,10 +137,11 @@ class Stats(Struct, tag="stats"):
     prefix_hits: int
     steps: int
     step_s: list[tuple[str, float]] = []
+    audits: int = 0
 
 
-ToEngine = Submit | Abort | UpdateDecision | Background | LoadDrafter | UnloadDrafter
-ToServer = Hello | Failed | Tokens | Stats | DrafterChanged
+ToEngine = Submit | Abort | UpdateDecision | Background | Audit | LoadDrafter | UnloadDrafter
+ToServer = Hello | Failed | Tokens | Stats | Audited | DrafterChanged
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -1,0 +1,1 @@
+"""Audits: a served answer computed again by an independent path, and compared."""

@@ -1,0 +1,177 @@
+"""Audits between the engine's steps: which goes on, when, and for how long.
+
+Nothing here touches a sequence, a page or a step. One ``step`` runs at most one chunk of one audit, so that whoever
+comes in the meantime waits for no more than that. What a route's audits may take is a share of the wall time, one where
+users wait for the engine, another where nobody does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from specproxy.audit.job import AuditJob, AuditTarget
+from specproxy.bundle import AuditBundle, AuditResult, Tolerance, without_verdict
+from specproxy.engine.runner import Runner
+from specproxy.engine.tolerance import Measurement
+from specproxy.errors import InvalidRequest
+from specproxy.wire.frames import Audit
+
+MAX_WAITING = 256
+"""Audits that wait or run; beyond that the oldest that did not begin is dropped."""
+
+MOST_CREDIT_S = 0.05
+"""Time that a route may save up: a pause is not paid back by a burst that users would notice."""
+
+
+LEAST_WAIT_S = 0.001
+
+
+class Budget:
+    """A share of the wall time, in seconds of ``clock``."""
+
+    def __init__(self, share: float, clock: Callable[[], float]) -> None:
+        self.share = share
+        self._clock = clock
+        self._credit = 0.0
+        self._last = clock()
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until something may run; 0: now. A chunk that then takes longer is paid for afterwards."""
+        now = self._clock()
+        self._credit = min(MOST_CREDIT_S, self._credit + self.share * (now - self._last))
+        self._last = now
+        if self.share >= 1.0 or self._credit > 0.0:
+            return 0.0
+        return LEAST_WAIT_S - self._credit / self.share if self.share > 0.0 else math.inf
+
+    def spend(self, seconds: float) -> None:
+        """So much was used."""
+        self._credit -= seconds
+
+
+@dataclass(eq=False)
+class _Waiting:
+    bundle: AuditBundle
+    job: AuditJob | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class _Route:
+    """A route's budgets by whether users wait."""
+
+    idle: Budget
+    busy: Budget
+
+    def of(self, busy: bool) -> Budget:
+        return self.busy if busy else self.idle
+
+
+@dataclass
+class Audits:
+    """All audits of an engine. ``why_not``: where it can run none, why. ``tolerance``: measured by ``measure`` before
+    the first audit, where it is not known; only while no user waits, as it runs the engine's own steps."""
+
+    target: AuditTarget
+    runner: Runner
+    clock: Callable[[], float]
+    measure: Callable[[], Measurement]
+    tolerance: Tolerance | None = None
+    why_not: str = ""
+    limit: int = MAX_WAITING
+    _queue: deque[_Waiting] = field(default_factory=deque)
+    _routes: dict[str, _Route] = field(default_factory=dict)
+    _ended: list[AuditResult] = field(default_factory=list)
+    _measurement: Measurement | None = None
+
+    def add(self, frame: Audit) -> None:
+        """Queue an audit."""
+        bundle = frame.bundle
+        if self.why_not:
+            self._ended.append(without_verdict(bundle, "failed", self.why_not))
+            return
+        route = self._routes.get(bundle.route)
+        if route is None:
+            route = self._routes[bundle.route] = _Route(Budget(0.0, self.clock), Budget(0.0, self.clock))
+        route.idle.share, route.busy.share = frame.idle_share, frame.busy_share
+        if len(self._queue) >= self.limit:
+            oldest = next((item for item in self._queue if item.job is None), self._queue[0])
+            self._queue.remove(oldest)
+            self._ended.append(without_verdict(oldest.bundle, "dropped", "too many audits wait"))
+        self._queue.append(_Waiting(bundle))
+
+    @property
+    def waiting(self) -> int:
+        """Audits that wait or run."""
+        return len(self._queue)
+
+    def due_in(self, busy: bool) -> float:
+        """Seconds until ``step`` has something to do. ``busy``: a user waits for the engine."""
+        if self._ended:
+            return 0.0
+        if busy and self.tolerance is None:
+            return math.inf
+        routes = {waiting.bundle.route for waiting in self._queue}
+        return min((self._routes[route].of(busy).due_in for route in routes), default=math.inf)
+
+    def step(self, busy: bool) -> list[AuditResult]:
+        """At most one chunk of one audit; results that there are now. ``busy``: a user waits for the engine."""
+        waiting = self._next(busy)
+        if waiting is not None:
+            began = self.clock()
+            result = self._advance(waiting)
+            seconds = self.clock() - began
+            waiting.seconds += seconds
+            self._routes[waiting.bundle.route].of(busy).spend(seconds)
+            if result is not None:
+                self._queue.remove(waiting)
+                self._ended.append(result)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _next(self, busy: bool) -> _Waiting | None:
+        """The first in the queue whose route may go on: each route's audits run one after another."""
+        if busy and self.tolerance is None:
+            return None
+        spent: set[str] = set()
+        for waiting in self._queue:
+            route = waiting.bundle.route
+            if route not in spent and self._routes[route].of(busy).due_in == 0.0:
+                return waiting
+            spent.add(route)
+        return None
+
+    def _advance(self, waiting: _Waiting) -> AuditResult | None:
+        """One chunk of it; its result, where it is done. What goes wrong ends this audit and nothing else."""
+        if self.tolerance is None:
+            self._measure_on()
+            return None
+        self.runner.threads.enter(self.runner.rules.prefill_rows)
+        try:
+            if waiting.job is None:
+                waiting.job = AuditJob(self.target, waiting.bundle, self.tolerance)
+            began = self.clock()
+            done = waiting.job.step()
+        except InvalidRequest as error:
+            return without_verdict(waiting.bundle, "failed", error.message)
+        except RuntimeError as error:  # torch's kind, out of memory included
+            waiting.job = None
+            if self.runner.model.spec.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            return without_verdict(waiting.bundle, "failed", f"the stock model failed: {error}")
+        return waiting.job.result(waiting.seconds + self.clock() - began) if done else None
+
+    def _measure_on(self) -> None:
+        """The next piece of the measurement that comes before the first audit."""
+        if self._measurement is None:
+            self._measurement = self.measure()
+        try:
+            next(self._measurement)
+        except StopIteration as end:
+            self.tolerance, self._measurement = end.value, None

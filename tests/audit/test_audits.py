@@ -1,0 +1,189 @@
+"""When audits run: one chunk at a time, within shares of the wall time, the oldest dropped where too many wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from specproxy.audit.job import AuditJob
+from specproxy.audit.stock import CHUNK, StockPass
+from specproxy.bundle import AuditBundle, AuditResult, Tolerance
+from specproxy.engine.audits import Audits
+from specproxy.wire.frames import Audit
+from tests.audit.conftest import Auditing
+
+TOLERANCE = Tolerance(0.5, 0.4, 0.1, 1, 0, 1, 0, 1)
+
+
+@dataclass
+class Clock:
+    """Seconds that pass only when a test says so, or by ``per_reading``."""
+
+    now: float = 0.0
+    per_reading: float = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        self.now += self.per_reading
+        return self.now
+
+
+@pytest.fixture
+def engine(auditing: Callable[..., Auditing]) -> Auditing:
+    """The house model, its tolerance known."""
+    made = auditing()
+    made.audits.tolerance = TOLERANCE
+    return made
+
+
+@pytest.fixture
+def bundle(engine: Auditing, mini: list[dict[str, Any]]) -> AuditBundle:
+    """An answer whose prompt takes several chunks."""
+    return engine.answers([{"ids": (mini[0]["ids"] * 6)[: 3 * CHUNK]}], temperature=0.8)[0]
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every chunk of a stock pass that runs from now on."""
+    seen: list[int] = []
+    step = StockPass.step
+
+    def noted(self: StockPass) -> Any:
+        before = self._done
+        rows = step(self)
+        seen.append(self._done - before)
+        return rows
+
+    monkeypatch.setattr(StockPass, "step", noted)
+    return seen
+
+
+def on_clock(engine: Auditing, clock: Clock, **more: Any) -> Audits:
+    """Audits of the same engine by another clock."""
+    rest = {"measure": engine.audits.measure, "tolerance": TOLERANCE} | more
+    return Audits(engine.audits.target, engine.audits.runner, clock, **rest)
+
+
+def run(audits: Audits, steps: int, busy: bool) -> list[AuditResult]:
+    """What came of so many steps."""
+    return [result for _ in range(steps) for result in audits.step(busy)]
+
+
+def test_a_step_runs_at_most_one_chunk(engine: Auditing, bundle: AuditBundle, chunks: list[int]) -> None:
+    """However many audits wait, no step takes more than one chunk of 64 tokens, or judges what one gave."""
+    for i in range(3):
+        engine.audits.add(Audit(replace(bundle, request_id=str(i))))
+    found: list[AuditResult] = []
+    while engine.audits.waiting:
+        before = len(chunks)
+        found += engine.audits.step(busy=False)
+        assert len(chunks) - before <= 1
+    assert max(chunks) <= CHUNK
+    assert sum(chunks) == 3 * (len(bundle.prompt) + len(bundle.output) - 1)
+    assert [result.request_id for result in found] == ["0", "1", "2"]
+    assert engine.audits.step(busy=False) == []
+
+
+def test_users_are_served_first(engine: Auditing, bundle: AuditBundle, mini: list[dict[str, Any]]) -> None:
+    """With the default shares no chunk runs while a user's sequence waits or runs; afterwards all do."""
+    scheduler = engine.driver.engine.scheduler
+    engine.audits.add(Audit(bundle))
+    seen: list[bool] = []
+
+    def between() -> None:
+        seen.append(scheduler.serves_users)
+        if seen[-1]:
+            assert engine.audits.due_in(True) > 1e9
+            assert engine.audits.step(True) == []
+        assert engine.audits._queue[0].job is None
+
+    engine.driver.run([engine.driver.submission(mini[1]["ids"])], between)
+    assert True in seen
+    assert engine.audits.due_in(scheduler.serves_users) == 0.0
+    assert [result.verdict for result in run(engine.audits, 50, False)] in (["identical"], ["explained"])
+
+
+def test_a_share_is_kept(engine: Auditing, bundle: AuditBundle) -> None:
+    """While users run, audits of a route take their share of the wall time, however much of it passes between."""
+    clock = Clock()
+    audits = on_clock(engine, clock)
+    for i in range(100):
+        audits.add(Audit(replace(bundle, request_id=str(i)), busy_share=0.1))
+    used = 0.0
+    for _ in range(500):
+        clock.now += 0.004
+        clock.per_reading = 0.01 / 4  # a chunk, around which the clock is read, takes some milliseconds
+        before = clock.now
+        audits.step(busy=True)
+        clock.per_reading = 0.0
+        used += (clock.now - before) if clock.now - before > 0.005 else 0.0
+    assert 0.05 < used / clock.now < 0.2
+
+
+def test_a_route_without_credit_does_not_hold_up_another(engine: Auditing, bundle: AuditBundle) -> None:
+    """Audits of a route that may not run are passed over, in order of arrival within each route."""
+    audits = on_clock(engine, Clock())
+    for i, (route, share) in enumerate([("a", 0.0), ("b", 1.0), ("a", 0.0), ("b", 1.0)]):
+        audits.add(Audit(replace(bundle, route=route, request_id=str(i)), idle_share=share))
+    assert [result.request_id for result in run(audits, 60, False)] == ["1", "3"]
+    assert (audits.waiting, audits.due_in(False)) == (2, float("inf"))
+
+
+def test_the_oldest_is_dropped_and_said_so(engine: Auditing, bundle: AuditBundle) -> None:
+    """A full queue lets go of the oldest audit that did not begin; every audit gets exactly one result."""
+    audits = on_clock(engine, Clock(), limit=3)
+    audits.add(Audit(replace(bundle, request_id="0")))
+    audits.step(busy=False)
+    for i in range(1, 6):
+        audits.add(Audit(replace(bundle, request_id=str(i))))
+    found = run(audits, 80, False)
+    assert [r.request_id for r in found if r.verdict == "dropped"] == ["1", "2", "3"]
+    assert sorted(r.request_id for r in found) == [str(i) for i in range(6)]
+
+
+def test_an_audit_that_fails_ends_alone(engine: Auditing, bundle: AuditBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, or whatever the stock model raises, is the result of that audit; the next one runs."""
+    step = AuditJob.step
+    fails = iter([True])
+
+    def step_or_fail(self: AuditJob) -> bool:
+        if next(fails, False):
+            raise RuntimeError("out of memory")
+        return step(self)
+
+    monkeypatch.setattr(AuditJob, "step", step_or_fail)
+    first, second = engine.audit(bundle, bundle)
+    assert (first.verdict, "out of memory" in first.note) == ("failed", True)
+    assert second.verdict in ("identical", "explained")
+
+
+def test_the_tolerance_comes_first_and_only_while_nobody_waits(engine: Auditing, bundle: AuditBundle) -> None:
+    """Before the first audit the tolerance is measured, a piece a step, and not while users run."""
+
+    def measure() -> Generator[None, None, Tolerance]:
+        yield
+        yield
+        return TOLERANCE
+
+    audits = on_clock(engine, Clock(), tolerance=None, measure=measure)
+    audits.add(Audit(bundle, busy_share=1.0))
+    run(audits, 10, True)
+    assert audits.tolerance is None
+    run(audits, 2, False)
+    assert audits.tolerance is None
+    run(audits, 1, False)
+    assert audits.tolerance == TOLERANCE
+    assert run(audits, 30, True)[0].tolerance == TOLERANCE
+
+
+def test_an_engine_that_cannot_audit_says_why(engine: Auditing, bundle: AuditBundle) -> None:
+    """Where the stock module is not whole every audit fails at once, with the reason."""
+    audits = on_clock(engine, Clock(), why_not="in parts")
+    audits.add(Audit(bundle))
+    assert audits.due_in(True) == 0.0
+    [result] = audits.step(busy=True)
+    assert (result.verdict, result.note) == ("failed", "in parts")
