@@ -4,16 +4,21 @@
     ├── StartError            the process cannot start: one message, non-zero exit
     │   ├── ConfigError       start configuration
     │   ├── ModelLoadError    target or drafter
-    │   └── PolicyError       policy files (file, line, key, expectation)
+    │   ├── PolicyError       policy files (file, line, key, expectation)
+    │   └── AdminRefused      an admin API that says no, or that does not answer
     ├── WireError             a frame or a peer that does not speak our protocol
     ├── BadLogits             a model answered with NaN
     ├── RankLost              a process that shares the target has ended
+    ├── StoreDamaged          the gate's file cannot be read, or does not agree with itself
     └── RequestError          becomes an HTTP answer in OpenAI's error form
         ├── InvalidRequest            400
         │   └── ContextTooLong        400 context_length_exceeded
         ├── Unauthenticated           401 invalid_api_key
         ├── NotFound                  404
-        │   └── ModelNotFound         404 model_not_found
+        │   ├── ModelNotFound         404 model_not_found
+        │   └── UnknownRevision       404 unknown_revision
+        ├── IllegalMove               409 illegal_move
+        ├── StaleWrite                412 stale_version
         ├── BodyTooLarge              413
         ├── QueueFull                 429 rate_limit_exceeded, retry-after-ms
         ├── EngineFailed              500
@@ -53,6 +58,16 @@ class PolicyError(StartError):
         self.problems = problems
 
 
+class AdminRefused(StartError):
+    """A command that asked a server's admin API got no for an answer, or none. ``status``: of HTTP, 0 where nobody
+    answered; ``code``: OpenAI's, where there is one."""
+
+    def __init__(self, message: str, status: int = 0, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
 class WireError(SpecproxyError):
     """The peer sent something that is not a frame of this protocol version."""
 
@@ -67,6 +82,10 @@ class BadLogits(SpecproxyError):
 
 class RankLost(SpecproxyError):
     """A process that holds a part of the target has ended; the engine cannot go on without it."""
+
+
+class StoreDamaged(SpecproxyError):
+    """The gate's file cannot be read, is of another version, or its audit log was changed behind our back."""
 
 
 class RequestError(SpecproxyError):
@@ -130,6 +149,30 @@ class ModelNotFound(NotFound):
     """The model is not served here."""
 
     code = "model_not_found"
+
+
+class UnknownRevision(NotFound):
+    """No such revision of this route."""
+
+    code = "unknown_revision"
+
+
+class IllegalMove(RequestError):
+    """The gate's states do not allow this move."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "illegal_move"
+    retry = False
+
+
+class StaleWrite(RequestError):
+    """Somebody else moved the gate's state since it was read."""
+
+    status = 412
+    type = "invalid_request_error"
+    code = "stale_version"
+    retry = False
 
 
 class BodyTooLarge(RequestError):

@@ -14,11 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "specproxy"
 
-LEAVES = {"vocabulary", "errors", "alignment"}
+LEAVES = {"vocabulary", "errors", "alignment", "bundle"}
 ALLOWED: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": {"vocabulary"},
     "alignment": set(),
+    "bundle": {"vocabulary", "errors"},
     "backend": {"vocabulary"},
     "config": LEAVES,
     "wire": LEAVES,
@@ -28,19 +29,23 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "models": LEAVES | {"kernels"},
     "sampling": LEAVES | {"kernels"},
+    "audit": LEAVES | {"kernels", "sampling"},
     "heads": LEAVES | {"kernels", "models"},
     "drafters": LEAVES | {"kernels", "models", "sampling", "heads"},
     "train": LEAVES | {"config", "text", "kernels", "models", "sampling", "heads", "drafters"},
-    "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "heads", "drafters"},
+    "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "audit", "heads", "drafters"},
     "server": LEAVES | {"backend", "config", "wire", "text", "policy"},
     "bench": LEAVES
     | {"backend", "config", "wire", "text", "policy", "kernels", "sampling", "models", "engine", "server"},
-    "cli": LEAVES | {"backend", "config", "wire", "text", "policy", "models", "engine", "server", "bench", "train"},
+    "tune": LEAVES | {"policy", "gate", "bench"},
+    "cli": LEAVES
+    | {"backend", "config", "wire", "text", "policy", "gate", "models", "audit", "engine", "server", "bench", "tune"}
+    | {"train"},
     "__main__": {"cli"},
 }
 """Room -> rooms that its code may import when it runs. Every room may import itself and ``specproxy``."""
 
-LIGHT = ["vocabulary", "errors", "alignment", "backend", "config", "wire", "text", "policy", "gate", "server"]
+LIGHT = ["vocabulary", "errors", "alignment", "bundle", "backend", "config", "wire", "text", "policy", "gate", "server"]
 """Rooms that must start fast and small."""
 
 HEAVY = {"torch", "transformers", "triton", "safetensors"}

@@ -6,8 +6,8 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from specproxy.errors import IllegalMove
 from specproxy.gate.assessment import assess
-from specproxy.gate.errors import IllegalMove
 from specproxy.gate.evidence import Evidence
 from specproxy.gate.rules import Rules
 from specproxy.gate.states import ENDS, GateState, Move, Phase

@@ -20,12 +20,9 @@ SUSPECT_ALPHA = 0.1
 TIES = "ties"
 """The rate of audited answers without an explained near-tie; its control is plain decoding against plain decoding."""
 
-RATE_MARGINS = {"structured": 0.02, "tools": 0.02, "stability": 0.02, TIES: 0.02}
-"""How much lower, in absolute terms, may be: valid structured outputs, valid tool calls, conversations whose replay has
-identical text, answers without a near-tie."""
-
-COST_MARGIN = 0.05
-"""How much more device time, as a share, a conversation may cost."""
+RATES = ("structured", "tools", "stability", TIES)
+"""The rates that have a margin: valid structured outputs, valid tool calls, conversations whose replay has identical
+text, answers without a near-tie."""
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -41,7 +38,7 @@ class Rules(Struct, frozen=True, kw_only=True):
     mismatch: MismatchTest = MismatchTest()
     tail_margins: dict[str, float] = {}
     rate_margins: dict[str, float] = {}
-    cost_margin: float = COST_MARGIN
+    cost_margin: float = 0.05
     canary: tuple[float, ...] = (0.01, 0.05, 0.25, 0.5, 1.0)
     min_samples: int = 50
     max_age_s: float = 168 * 3600.0
@@ -64,7 +61,7 @@ class Rules(Struct, frozen=True, kw_only=True):
 
 def rules_for(settings: Settings) -> Rules:
     """The rules of a route with these effective settings."""
-    gate = settings.gate
+    gate, margins = settings.gate, settings.gate.margins
     numeric = settings.exactness == "numeric"
     test = gate.mismatch
     return Rules(
@@ -72,8 +69,9 @@ def rules_for(settings: Settings) -> Rules:
         goal=gate.goal,
         min_gain=gate.min_gain,
         mismatch=MismatchTest(not numeric, test.p0, test.p1, test.alpha, test.beta),
-        tail_margins={"ttft_p95": gate.margins.ttft_p95, "itl_p95": gate.margins.itl_p95},
-        rate_margins={name: margin for name, margin in RATE_MARGINS.items() if numeric or name != TIES},
+        tail_margins={"ttft_p95": margins.ttft_p95, "itl_p95": margins.itl_p95},
+        rate_margins={name: getattr(margins, name) for name in RATES if numeric or name != TIES},
+        cost_margin=margins.cost,
         canary=tuple(sorted(gate.canary)),
         min_samples=gate.min_samples,
         max_age_s=gate.max_age_h * 3600,

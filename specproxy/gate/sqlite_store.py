@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from specproxy.gate.errors import IllegalMove, StaleWrite, StoreDamaged, UnknownRevision
+from specproxy.errors import IllegalMove, StaleWrite, StoreDamaged, UnknownRevision
 from specproxy.gate.evidence import Evidence, no_evidence
 from specproxy.gate.rules import rules_for
 from specproxy.gate.states import GateState

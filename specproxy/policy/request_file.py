@@ -50,6 +50,27 @@ def read_request(path: Path) -> Envelope:
     return as_envelope(content, str(path))
 
 
+def read_requests(path: Path) -> list[Envelope]:
+    """Read a JSONL file: a request a line, each as ``read_request`` takes it. Raises ConfigError naming the line."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    envelopes = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            content = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{where}: is not JSON: {error}") from None
+        envelopes.append(as_envelope(content, where))
+    if not envelopes:
+        raise ConfigError(f"{path}: holds no requests; expected one JSON object a line")
+    return envelopes
+
+
 def as_envelope(content: object, where: str) -> Envelope:
     """As ``read_request``, for content at hand. Raises ConfigError naming ``where``."""
     if not isinstance(content, Mapping):

@@ -76,10 +76,18 @@ class Shadow(Closed):
 
 
 class Margins(Closed):
-    """How much worse, as a share, a candidate's 95th percentiles may be."""
+    """How much worse a candidate may be than what serves now. As a share: 95th percentiles of the time to the first
+    token and between tokens, device time of a conversation (``cost``). In absolute terms, how much lower a rate: valid
+    structured outputs, valid tool calls, conversations whose replay has identical text (``stability``), audited answers
+    without an explained near-tie (``ties``; on numeric routes alone)."""
 
     ttft_p95: Annotated[float, Meta(ge=0)] = 0.05
     itl_p95: Annotated[float, Meta(ge=0)] = 0.05
+    cost: Annotated[float, Meta(ge=0)] = 0.05
+    structured: Fraction = 0.02
+    tools: Fraction = 0.02
+    stability: Fraction = 0.02
+    ties: Fraction = 0.02
 
 
 class Mismatch(Closed):

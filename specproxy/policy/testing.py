@@ -94,6 +94,15 @@ class Outcome(Struct, frozen=True):
         return not self.mismatches
 
 
+def differences(outcome: Outcome) -> list[str]:
+    """What a failed case expected and what it got, as the lines of a diff: ``-`` expected, ``+`` got."""
+    lines = [f"{outcome.file}:{outcome.line}: {outcome.name}"]
+    for mismatch in outcome.mismatches:
+        lines += [f"- {mismatch.field}: {mismatch.expected}", f"+ {mismatch.field}: {mismatch.got}"]
+    got = outcome.explanation
+    return lines if got is None else [*lines, f"route {got.route} took it, by the rule: {got.rule}"]
+
+
 def run_tests(directory: Path, policies: PolicySet) -> list[Outcome]:
     """Run every ``*.yaml`` of ``directory/tests``, in name order. Raises PolicyError for files that are wrong."""
     problems: list[Problem] = []

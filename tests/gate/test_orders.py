@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from msgspec.structs import replace
 
-from specproxy.gate.errors import IllegalMove
+from specproxy.errors import IllegalMove
 from specproxy.gate.machine import move
 from specproxy.gate.orders import FROM, Order, hand_back, hand_over, obey, supersede
 from specproxy.gate.states import Phase

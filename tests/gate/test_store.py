@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from specproxy.errors import IllegalMove, StaleWrite, StoreDamaged, UnknownRevision
 from specproxy.gate.assessment import assess
-from specproxy.gate.errors import IllegalMove, StaleWrite, StoreDamaged, UnknownRevision
 from specproxy.gate.machine import move
 from specproxy.gate.orders import hand_over
 from specproxy.gate.sqlite_store import SqliteStore

@@ -121,10 +121,41 @@ def test_policy_tests_pass_or_fail(write_set: WriteSet, capsys: pytest.CaptureFi
     (folder / "tests" / "t.yaml").write_text("tests: [{name: c, request: {n: 1}, expect: {route: b}}]\n")
     assert main(["policy", "test", str(folder)]) == 1
     out = capsys.readouterr().out
-    assert "route: expected b, got a" in out
+    assert "  - route: b\n  + route: a\n  route a took it, by the rule: any request\n" in out
     assert "routes, in order" in out
     assert main(["policy", "test", str(folder), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["mismatches"] == [{"field": "route", "expected": "b", "got": "a"}]
+
+
+def test_policy_tests_write_junit_for_ci(
+    write_set: WriteSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a case fails; a file that cannot be written is one message."""
+    folder, file = write_set("routes: [{name: a}]\n"), tmp_path / "results.xml"
+    (folder / "tests").mkdir()
+    (folder / "tests" / "t.yaml").write_text("tests: [{name: c, request: {n: 1}, expect: {route: b}}]\n")
+    assert main(["policy", "test", str(folder), "--junit", str(file)]) == 1
+    assert '<testsuites tests="1" failures="1" errors="0">' in file.read_text()
+    assert main(["policy", "test", str(folder), "--junit", str(tmp_path / "none" / "r.xml")]) == 1
+    assert "r.xml: cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_plan_without_a_server(write_set: WriteSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The active set is that of the start configuration; for people and for machines."""
+    active = write_set("routes: [{name: a, match: {n: 2}}, {name: z}]\n")
+    candidate = tmp_path / "candidate"
+    candidate.mkdir()
+    (candidate / "a.yaml").write_text("routes: [{name: a, match: {n: {ge: 1}}}, {name: z}]\n")
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"messages": []}\n{"messages": [], "n": 2}\n')
+    command = ["policy", "plan", str(candidate), "--requests", str(requests), "--policies", str(active)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "1 requests would go from route z to a" in out
+    assert "1 of 2 requests would be treated otherwise; routes touched: a, z" in out
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(change["request"], change["fields"]) for change in found["changes"]] == [(1, ["route"])]
 
 
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
