@@ -19,6 +19,8 @@ _FLAGS = (
     ("--policies", "policies", "DIR", "directory of policy files"),
     ("--host", "server.host", "ADDRESS", "where to listen; other than loopback needs keys"),
     ("--port", "server.port", "PORT", "port to listen on"),
+    ("--admin-port", "admin.port", "PORT", "the operators' port, where $SPECPROXY_ADMIN_KEY is set; default: 8001"),
+    ("--admin-socket", "admin.socket", "PATH", "the operators' Unix socket, in place of their port"),
     ("--keys-file", "keys.file", "FILE", "API keys, one id: sha256 per line"),
     (
         "--capture",

@@ -88,11 +88,19 @@ class ServerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class AdminConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The operator's listener."""
+    """The operators' listener: there is one where ``key_env`` names a variable with keys (comma-separated), or where
+    ``socket`` is set.
+
+    ``socket``: path of a Unix socket that only this user may open, in place of ``host`` and ``port``; without keys, the
+    system's user is who acts. ``names``: further host names by which browsers may call it; addresses, localhost and
+    ``host`` are known.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8001
     key_env: str = "SPECPROXY_ADMIN_KEY"
+    socket: str = ""
+    names: list[str] = []
 
 
 class KeysConfig(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import structlog
@@ -34,6 +35,7 @@ class Account:
         self._log_bodies = log_bodies
         self._last: dict[int, float] = {}
         self._first_at = 0.0
+        self._gaps: list[float] = []
 
     def decided(self, decision: Decision, *, model: str, seed: int, stream: bool, prompt_tokens: int) -> None:
         """The policy has spoken; from here on timings are booked under its labels."""
@@ -62,6 +64,7 @@ class Account:
             each = (now - before) / count
             for _ in range(count):
                 self._per_token.observe(each)
+            self._gaps.extend([each] * count)
         self._last[index] = now
         self.record.completion_tokens += count
         self._generation_tokens.inc(count)
@@ -85,6 +88,19 @@ class Account:
         record.drafted = sum(counts.drafted for counts in record.drafts)
         record.accepted = sum(counts.accepted for counts in record.drafts)
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second after the first one of each choice; ``None`` where there are none."""
+        after_first = self.record.completion_tokens - len(self._last)
+        if after_first <= 0 or (span := max(self._last.values()) - self._first_at) <= 0:
+            return None
+        return after_first / span
+
+    @property
+    def itl_p95_s(self) -> float | None:
+        """95th percentile of the times between tokens; ``None`` where there are none."""
+        return percentile_95(self._gaps) if self._gaps else None
+
     def body(self, direction: str, data: bytes) -> None:
         """Log what a client sent or got, where the configuration asks for it (log.bodies); never otherwise."""
         if self._log_bodies and data:
@@ -101,11 +117,15 @@ class Account:
         record = self.record
         now = time.perf_counter()
         record.duration_s = now - self.started
-        after_first = record.completion_tokens - len(self._last)
-        if after_first > 0 and (span := max(self._last.values()) - self._first_at) > 0:
-            self._rate.observe(after_first / span)
+        if (rate := self.tokens_per_s) is not None:
+            self._rate.observe(rate)
         self._metrics.request_ended(record, self.allowed)
         structlog.get_logger().info("request", **log_fields(record))
+
+
+def percentile_95(values: Sequence[float]) -> float:
+    """The 95th percentile of some values: the least that so many of them do not exceed."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
 
 
 def log_fields(record: RequestRecord) -> dict[str, object]:

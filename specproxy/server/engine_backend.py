@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from specproxy.backend import Deliver
 from specproxy.errors import EngineFailed, EngineUnavailable, ModelLoadError, RequestError
 from specproxy.server.flight import Flight, is_last
 from specproxy.server.link import EngineLink
-from specproxy.vocabulary import Delta, Submission
+from specproxy.bundle import AuditResult
+from specproxy.vocabulary import Decision, Delta, Submission
 from specproxy.wire.frames import (
     Abort,
+    Audit,
+    Audited,
     Background,
     DrafterChanged,
     Failed,
@@ -28,6 +33,7 @@ from specproxy.wire.frames import (
     Submit,
     Tokens,
     ToServer,
+    UpdateDecision,
 )
 
 EngineState = Literal["loading", "ready", "restarting", "failed", "closed"]
@@ -68,6 +74,8 @@ class EngineBackend:
         self.hello: Hello | None = None
         self.problem = ""
         self.delivered = 0
+        self.user_starts = 0
+        self.on_audited: Callable[[AuditResult], None] = lambda _: None
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept the engine on a bound Unix socket, which becomes ours."""
@@ -83,6 +91,33 @@ class EngineBackend:
     def in_flight(self) -> int:
         """Sequences submitted and not ended."""
         return len(self._flights)
+
+    @property
+    def users(self) -> int:
+        """Sequences in flight that a user waits for."""
+        return sum(flight.submission.work == "user" for flight in self._flights.values())
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """Of every sequence in flight."""
+        return [flight.submission.decision for flight in self._flights.values()]
+
+    def audit(self, frame: Audit) -> bool:
+        """Have an answer computed again; ``on_audited`` gets the result, unless this engine process dies first.
+        False where there is none now."""
+        if not self.ready:
+            return False
+        self._send(frame)
+        return True
+
+    def redecide(self, change: Callable[[Decision], Decision]) -> None:
+        """Give every running sequence what ``change`` makes of its decision, from its next step on."""
+        for flight in self._flights.values():
+            before = flight.submission.decision
+            after = change(before)
+            if after != before:
+                flight.submission = replace(flight.submission, decision=after)
+                self._send(UpdateDecision(after, id=flight.submission.id))
 
     async def wait_ready(self) -> Hello:
         """The first Hello. Raises ModelLoadError when the engine cannot start."""
@@ -100,6 +135,7 @@ class EngineBackend:
         """Generate one sequence; see ``Backend``. It survives engine deaths."""
         if self.hello is None or self.state in ("failed", "closed"):
             raise EngineUnavailable(self.problem or "the engine is still loading", retry_after_s=1.0)
+        self.user_starts += submission.work == "user"
         flight = self._flights[submission.id] = Flight(submission, deliver)
         self._submit(flight)
 
@@ -151,6 +187,8 @@ class EngineBackend:
             case Stats():
                 for observer in self.observers:
                     observer.engine_stats(frame)
+            case Audited():
+                self.on_audited(frame.result)
             case Hello():
                 self._welcome(link, frame)
             case Failed():
@@ -190,7 +228,7 @@ class EngineBackend:
         submission = flight.resumed()
         self._send(Background(submission) if submission.work == "background" else Submit(submission))
 
-    def _send(self, frame: Submit | Background | Abort) -> None:
+    def _send(self, frame: Submit | Background | Abort | Audit | UpdateDecision) -> None:
         if self._link is not None:
             self._link.send(frame)
 

@@ -13,6 +13,8 @@ WHERE = ("route", "drafter", "policy")
 
 SHORT_REVISION = 12
 
+_REVISION = ("route", "policy", "phase")
+
 _TOKEN_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 """Per-token times: an accepted burst spreads one step over several tokens, so these reach below a step's time."""
 
@@ -72,6 +74,15 @@ class Metrics:
         self.policy_reloads = counter("policy_reloads", "Policy sets that came into force, the first included.", ())
         self.captured = counter("captured_records", "Answers written for training.", ())
         self.capture_dropped = counter("capture_dropped_records", "Answers not written, by reason.", ("reason",))
+        self.audits = counter("audits", "Audited answers, by verdict.", ("route", "verdict"))
+        self.hard_mismatches = counter("hard_mismatches", "Answers that are not the target's.", ("route", "drafter"))
+        self.shadow_pairs = counter("shadow_pairs", "Requests computed again in both arms.", ("route", "tokens"))
+        self.shadow_dropped = counter("shadow_dropped", "Requests not compared, by reason.", ("route", "reason"))
+        self.cost = histogram("device_seconds", "Time in the engine of an answer, by those sharing it.", _WHOLE_S)
+        self.phase = gauge("gate_phase", "1 for the phase of what serves and of what is on its way.", _REVISION)
+        self.share = gauge("gate_share", "Share of conversations that a revision serves.", ("route", "policy"))
+        self.killed = gauge("speculation_killed", "1 where a kill switch is on.", ("route", "drafter"))
+        self.speedup = gauge("speedup_ratio", "Speed now over that of the plain hold-out.", ("route",))
         self._totals: dict[str, int] = {}
 
     def add_vllm_names(self, model: str) -> None:

@@ -41,10 +41,11 @@ def test_a_captured_draft_is_the_draft(home: House, kind: str) -> None:
     """A graph that was captured once drafts, round after round, what rows are drafted."""
     plain, other = (Life(home, kind, STARTS, 0.8) for _ in range(2))
     rounds, k = Rounds(other, [0, 1, None, 2], 5, 3), 3
+    form = rounds.drafter.form(k, k, 1)
 
     def work() -> torch.Tensor:
         rounds.lanes.begin()
-        return rounds.drafter.draft(rounds.lanes, k)
+        return rounds.drafter.draft(rounds.lanes, form)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
