@@ -16,10 +16,10 @@ import structlog
 from msgspec.structs import replace
 
 from specproxy.backend import Deliver
+from specproxy.bundle import AuditResult
 from specproxy.errors import EngineFailed, EngineUnavailable, ModelLoadError, RequestError
 from specproxy.server.flight import Flight, is_last
 from specproxy.server.link import EngineLink
-from specproxy.bundle import AuditResult
 from specproxy.vocabulary import Decision, Delta, Submission
 from specproxy.wire.frames import (
     Abort,

@@ -55,7 +55,8 @@ MAX_PREEMPTIONS = 3
 class Identity:
     """Runs cases on one engine. ``records`` have ``ids`` and ``reference_ids``; ``max_tokens`` per answer.
 
-    ``logprobs``: alternatives asked for, ``None`` for none. ``compared`` counts answer tokens that were held against their plain twins; ``counts`` what drafters did.
+    ``logprobs``: alternatives asked for, ``None`` for none. ``compared`` counts answer tokens that were held against
+    their plain twins; ``counts`` what drafters did.
     """
 
     driver: Driver
