@@ -100,7 +100,8 @@ def server_environment() -> dict[str, str]:
 def spawn_server(folder: Path, *flags: str, env: dict[str, str] | None = None) -> RunningServer:
     """Start ``specproxy serve`` on a free port, with a JSON log in ``folder``, and wait until it listens."""
     log = folder / "server.log"
-    command = [sys.executable, "-m", "specproxy", "serve", "--port", "0", "--log-format", "json", *QUIET, *flags]
+    command = [sys.executable, "-m", "specproxy", "serve", "--port", "0", "--log-format", "json", *QUIET]
+    command += ["--set", f"state.path={folder / 'gate.db'}", *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=REPOSITORY, env=server_environment() | (env or {})

@@ -34,9 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "drafters": LEAVES | {"kernels", "models", "sampling", "heads"},
     "train": LEAVES | {"config", "text", "kernels", "models", "sampling", "heads", "drafters"},
     "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "audit", "heads", "drafters"},
-    "server": LEAVES | {"backend", "config", "wire", "text", "policy"},
+    "server": LEAVES | {"backend", "config", "wire", "text", "policy", "gate"},
     "bench": LEAVES
-    | {"backend", "config", "wire", "text", "policy", "kernels", "sampling", "models", "engine", "server"},
+    | {"backend", "config", "wire", "text", "policy", "gate", "kernels", "sampling", "models", "engine", "server"},
     "tune": LEAVES | {"policy", "gate", "bench"},
     "cli": LEAVES
     | {"backend", "config", "wire", "text", "policy", "gate", "models", "audit", "engine", "server", "bench", "tune"}

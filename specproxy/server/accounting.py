@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import structlog
@@ -25,17 +25,19 @@ def allowed_drafters(decision: Decision) -> str:
 
 
 class Account:
-    """The record of one request, and the clocks behind it."""
+    """The record of one request, and the clocks behind it. ``gaps``: seconds between tokens; ``on_close``: told when
+    the record is complete."""
 
     def __init__(self, metrics: Metrics, request_id: str, endpoint: str, *, log_bodies: bool = False) -> None:
         self.started = time.perf_counter()
         self.record = RequestRecord(request_id, endpoint, "", "", "", "", "", 0, False, time.time())
         self.allowed = ""
+        self.gaps: list[float] = []
+        self.on_close: Callable[[Account], None] | None = None
         self._metrics = metrics
         self._log_bodies = log_bodies
         self._last: dict[int, float] = {}
         self._first_at = 0.0
-        self._gaps: list[float] = []
 
     def decided(self, decision: Decision, *, model: str, seed: int, stream: bool, prompt_tokens: int) -> None:
         """The policy has spoken; from here on timings are booked under its labels."""
@@ -64,7 +66,7 @@ class Account:
             each = (now - before) / count
             for _ in range(count):
                 self._per_token.observe(each)
-            self._gaps.extend([each] * count)
+            self.gaps.extend([each] * count)
         self._last[index] = now
         self.record.completion_tokens += count
         self._generation_tokens.inc(count)
@@ -99,7 +101,7 @@ class Account:
     @property
     def itl_p95_s(self) -> float | None:
         """95th percentile of the times between tokens; ``None`` where there are none."""
-        return percentile_95(self._gaps) if self._gaps else None
+        return percentile_95(self.gaps) if self.gaps else None
 
     def body(self, direction: str, data: bytes) -> None:
         """Log what a client sent or got, where the configuration asks for it (log.bodies); never otherwise."""
@@ -121,6 +123,8 @@ class Account:
             self._rate.observe(rate)
         self._metrics.request_ended(record, self.allowed)
         structlog.get_logger().info("request", **log_fields(record))
+        if self.on_close is not None:
+            self.on_close(self)
 
 
 def percentile_95(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from specproxy.server.api import Answer, AnswerMeta, ParsedRequest, draw_seed
 from specproxy.server.capture import OPT_OUT, Capture, Transcript
 from specproxy.server.disclosure import decision_headers, exactness_of, what_happened
 from specproxy.server.flight import is_last
+from specproxy.server.gating.watch import Watch
 from specproxy.server.generation import Generation
 from specproxy.server.state import Served, State
 from specproxy.vocabulary import Decision, Delta, SequenceStats, Submission
@@ -27,7 +28,7 @@ _ID_PREFIX = {"chat": "chatcmpl-", "completions": "cmpl-"}
 class Job:
     """A decided request. ``submissions[i]`` is choice i of ``answer``; ``deadline`` on the perf_counter clock.
 
-    ``capture``, ``transcript``: where the answer is to be kept for training.
+    ``watch``: what the gate learns of it; ``capture``, ``transcript``: where the answer is to be kept for training.
     """
 
     backend: Backend
@@ -36,6 +37,7 @@ class Job:
     account: Account
     headers: dict[str, str]
     deadline: float | None
+    watch: Watch
     capture: Capture | None = None
     transcript: Transcript | None = None
     stats: dict[int, SequenceStats] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Job:
             self.stats[index] = delta.stats
         pushed = self.answer.push(index, delta)
         self.account.tokens(index, pushed.tokens)
+        self.watch.choices[index].add(delta, pushed.tokens, pushed.done)
         if self.transcript is not None:
             self.transcript.add(index, delta.tokens[: pushed.tokens], pushed.text)
         if pushed.done and not is_last(delta):
@@ -104,7 +107,7 @@ def plan(state: State, served: Served, parsed: ParsedRequest, account: Account, 
         prompt_tokens=parsed.prompt_tokens,
         load=state.admission.depth,
     )
-    verdict: Verdict = state.policies.decide(facts)
+    verdict: Verdict = state.gate.decide(facts)
     decision = verdict.decision
     hello = served.hello
     seed = parsed.seed if parsed.seed is not None else draw_seed()
@@ -124,6 +127,7 @@ def plan(state: State, served: Served, parsed: ParsedRequest, account: Account, 
         account=account,
         headers=decision_headers(decision, seed, hello),
         deadline=None if timeout_s is None else account.started + timeout_s,
+        watch=state.gate.watch(facts, submissions, parsed.stop, hello, account),
         capture=capture,
         transcript=None if capture is None else Transcript(parsed, submissions, served.fingerprint),
     )

@@ -6,6 +6,7 @@ Imports next to nothing, so that the engine loads while the server's own imports
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import msgspec
 
 from specproxy.config.schema import EngineConfig, StartConfig
 from specproxy.errors import ConfigError
+from specproxy.server.admin.claim import claim_admin, release
 
 BACKLOG = 2048
 """Connections that may wait to be accepted: the kernel must not turn away a burst of clients."""
@@ -33,7 +35,8 @@ _MAX_SOCKET_PATH = 100
 
 @dataclass
 class Launch:
-    """A claimed port and an engine that is loading. ``started``: time.monotonic. Close it on every way out."""
+    """A claimed port and an engine that is loading. ``started``: time.monotonic; ``admin_listener``: the operators',
+    where they have one. Close it on every way out."""
 
     config: StartConfig
     engine_config: EngineConfig
@@ -42,6 +45,7 @@ class Launch:
     folder: tempfile.TemporaryDirectory[str]
     process: subprocess.Popen[bytes]
     started: float
+    admin_listener: socket.socket | None
 
     @property
     def port(self) -> int:
@@ -64,14 +68,17 @@ class Launch:
         self.process.kill()
         self.process.wait()
         self.listener.close()
+        if self.admin_listener is not None:
+            release(self.admin_listener, self.config.admin)
         self.engine_listener.close()
         self.folder.cleanup()
 
 
 def launch(config: StartConfig) -> Launch:
-    """Claim the port and start the engine. Raises ConfigError when the port cannot be had."""
+    """Claim the ports and start the engine. Raises ConfigError when one cannot be had."""
     started = time.monotonic()
     listener = _claim(config.server.host, config.server.port)
+    admin_listener = claim_admin(config.admin, os.environ)
     folder = _private_folder()
     path = str(Path(folder.name) / "engine.sock")
     engine_listener = socket.socket(socket.AF_UNIX)
@@ -79,7 +86,7 @@ def launch(config: StartConfig) -> Launch:
     engine_listener.listen()
     engine_config = EngineConfig(socket=path, model=config.model, drafters=config.drafters, log=config.log)
     process = start_engine(engine_config)
-    return Launch(config, engine_config, listener, engine_listener, folder, process, started)
+    return Launch(config, engine_config, listener, engine_listener, folder, process, started, admin_listener)
 
 
 def start_engine(config: EngineConfig) -> subprocess.Popen[bytes]:

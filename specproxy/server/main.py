@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +22,15 @@ from specproxy.errors import Draining
 from specproxy.policy.catalogue import Catalogue
 from specproxy.policy.policy import PolicySet
 from specproxy.policy.watch import LoadFailure, PolicyStore
+from specproxy.server.admin.app import admin_keys, serving
+from specproxy.server.admin.claim import url_of
 from specproxy.server.admission import Admission
 from specproxy.server.api import ApiContext
 from specproxy.server.app import build_app, listen
 from specproxy.server.capture import Captures
 from specproxy.server.engine_backend import EngineBackend
+from specproxy.server.gating.gate import Gate
+from specproxy.server.gating.operator import GateOperator
 from specproxy.server.launch import Launch
 from specproxy.server.logs import configure_logs, engine_line
 from specproxy.server.metrics import SHORT_REVISION, Metrics
@@ -73,28 +78,32 @@ class Server:
         self._catalogue = Catalogue.from_config(config)
         metrics = Metrics()
         backend = EngineBackend()
+        policies = PolicyStore(Path(config.policies), self._catalogue)
+        gate = Gate(policies, backend, metrics)
         self._state = State(
             config=config,
             keys=keys,
-            policies=PolicyStore(Path(config.policies), self._catalogue),
+            policies=policies,
             backend=backend,
             metrics=metrics,
             admission=Admission(config.server.max_queue),
             captures=Captures(config.capture, metrics),
+            gate=gate,
         )
         metrics.queue_limit.set(config.server.max_queue)
-        backend.observers += [metrics, self]
-        self._state.policies.subscribe(self._policies_changed, self._policies_refused)
+        backend.observers += [metrics, gate, self]
+        gate.book.on_serving = self._policies_changed
+        policies.subscribe(on_failure=self._policies_refused)
         self._supervisor = Supervisor(backend, launch.start_again, launch.process, self._engine_said)
 
     async def run(self) -> int:
         """Start, serve, drain. Raises StartError."""
         state, backend = self._state, self._state.backend
         self._handle_signals()
-        self._policies_changed(state.policies.current)
         async with contextlib.AsyncExitStack() as stack:
             state.captures.start()
             stack.push_async_callback(asyncio.to_thread, state.captures.close)
+            stack.push_async_callback(state.gate.close)
             await backend.listen(self._launch.engine_listener)
             supervision = asyncio.create_task(self._supervisor.run())
             stack.push_async_callback(_cancelled, supervision)
@@ -106,6 +115,7 @@ class Server:
                 return 0
             watching = asyncio.create_task(self._watch_policies())
             stack.push_async_callback(_cancelled, watching)
+            await stack.enter_async_context(self._operators())
             await self._stopping.wait()
             await self._drain()
         return 0
@@ -131,6 +141,7 @@ class Server:
             max_model_len=hello.model.max_model_len,
         )
         state.metrics.add_vllm_names(context.name)
+        await state.gate.open(Path(config.state.path))
         state.served = Served(context, hello, int(time.time()))
         # What is loaded now stays to the end: collections need not look at it again.
         gc.collect()
@@ -138,6 +149,18 @@ class Server:
         elapsed_s = time.monotonic() - self._launch.started
         self._announcer.ready(self._launch, hello, state.policies, elapsed_s)
         return True
+
+    @contextlib.asynccontextmanager
+    async def _operators(self) -> AsyncIterator[None]:
+        """Answer operators, where they have a listener; also while the server drains."""
+        listener, config = self._launch.admin_listener, self._launch.config.admin
+        if listener is None:
+            yield
+            return
+        self._state.admin = url_of(listener)
+        keys = admin_keys(config, os.environ)
+        async with serving(listener, GateOperator(self._state.gate), keys, config):
+            yield
 
     async def _drain(self) -> None:
         """Let answers end, up to drain_s seconds; cut what is left then."""
@@ -183,7 +206,7 @@ class Server:
 
     def _policies_refused(self, failure: LoadFailure) -> None:
         self._state.metrics.policy_errors.inc()
-        kept = self._state.policies.current.hash[:SHORT_REVISION]
+        kept = self._state.gate.book.serving.hash[:SHORT_REVISION]
         structlog.get_logger().error("policies refused; the old ones stay", kept=kept, problems=failure.problems)
 
     def _engine_said(self, line: str) -> None:

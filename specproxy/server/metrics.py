@@ -78,6 +78,7 @@ class Metrics:
         self.hard_mismatches = counter("hard_mismatches", "Answers that are not the target's.", ("route", "drafter"))
         self.shadow_pairs = counter("shadow_pairs", "Requests computed again in both arms.", ("route", "tokens"))
         self.shadow_dropped = counter("shadow_dropped", "Requests not compared, by reason.", ("route", "reason"))
+        self.shadow_waiting = gauge("shadow_waiting", "Requests that wait to be computed again, or are.")
         self.cost = histogram("device_seconds", "Time in the engine of an answer, by those sharing it.", _WHOLE_S)
         self.phase = gauge("gate_phase", "1 for the phase of what serves and of what is on its way.", _REVISION)
         self.share = gauge("gate_share", "Share of conversations that a revision serves.", ("route", "policy"))

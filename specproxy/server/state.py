@@ -18,6 +18,7 @@ from specproxy.server.admission import Admission
 from specproxy.server.api import ApiContext
 from specproxy.server.capture import Captures
 from specproxy.server.engine_backend import EngineBackend
+from specproxy.server.gating.gate import Gate
 from specproxy.server.generation import Generation
 from specproxy.server.metrics import Metrics
 from specproxy.wire.frames import Hello
@@ -44,7 +45,8 @@ class Served:
 @dataclass
 class State:
     """The application's parts. ``served`` is ``None`` while the model loads; ``active`` is what a drain waits for;
-    ``captures`` keeps answers of routes that say so."""
+    ``captures`` keeps answers of routes that say so; ``gate`` decides, and moves what the policy files change;
+    ``admin`` is where operators are answered, as ``--admin`` takes it."""
 
     config: StartConfig
     keys: KeyRing
@@ -53,8 +55,10 @@ class State:
     metrics: Metrics
     admission: Admission
     captures: Captures
+    gate: Gate
     served: Served | None = None
     draining: bool = False
+    admin: str | None = None
     active: set[Generation] = field(default_factory=set)
     unknown_fields: set[str] = field(default_factory=set)
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from specproxy.server.api import model_list, model_object
-from specproxy.server.metrics import SHORT_REVISION
+from specproxy.server.gating.view import ready_details, show
 from specproxy.server.state import STATE, State
 
 
@@ -23,14 +23,15 @@ async def ready(request: web.Request) -> web.Response:
     """200 when a request would be worked on now, 503 otherwise; the body says why, and what is served."""
     state = request.app[STATE]
     status = _status(state)
-    return _json({"status": status, **_engine(state), "policy": _policy(state)}, 200 if status == "ready" else 503)
+    body = {"status": status, **_engine(state), "policy": ready_details(state.gate), "admin": state.admin}
+    return _json(body, 200 if status == "ready" else 503)
 
 
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
     state = request.app[STATE]
     state.metrics.in_flight.set(state.admission.depth)
-    state.metrics.regex_timeouts.set(state.policies.regex_timeouts)
+    show(state.gate, state.metrics)
     body = generate_latest(state.metrics.registry)
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -71,14 +72,6 @@ def _engine(state: State) -> dict[str, Any]:
         "drafters": hello.drafters,
     }
     return {"engine": engine, "exactness": hello.numerics.exactness}
-
-
-def _policy(state: State) -> dict[str, Any]:
-    return {
-        "revision": state.policies.current.hash[:SHORT_REVISION],
-        "error": state.policies.error,
-        "warnings": list(state.policies.current.warnings),
-    }
 
 
 def _json(value: object, status: int) -> web.Response:
