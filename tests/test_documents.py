@@ -16,7 +16,16 @@ from specproxy.policy.catalogue import Catalogue
 from specproxy.policy.policy import PolicySet
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "policies/README.md", "docs/api-fields.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "BENCHMARKS.md",
+    "policies/README.md",
+    "docs/api-fields.md",
+    "docs/models.md",
+    "docs/gate.md",
+    "docs/admin.md",
+]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -151,7 +152,7 @@ async def browse(program: str) -> AsyncIterator[Page]:
     with tempfile.TemporaryDirectory(prefix="specproxy-browser-", ignore_cleanup_errors=True) as folder:
         with (Path(folder) / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                program, *FLAGS, f"--user-data-dir={folder}", "about:blank", stdout=log, stderr=log
+                program, *FLAGS, f"--user-data-dir={folder}", "about:blank", stdout=log, stderr=log, process_group=0
             )
         try:
             port = await _port(Path(folder) / "log", process)
@@ -164,8 +165,9 @@ async def browse(program: str) -> AsyncIterator[Page]:
                     yield page
                     await page.close()
         finally:
+            # The program may be a shell script that starts the browser: all of its group has to go.
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
 

@@ -46,7 +46,7 @@ function numbers(pairs) {
 
 function timeTile(title, found) {
   if (!found) return tile(title, h("p", { class: "quiet" }, "none yet"));
-  return tile(title, numbers([["p50", seconds(found.p50)], ["p95", seconds(found.p95)], ["p99", seconds(found.p99)], ["answers", count(found.n)]]));
+  return tile(title, numbers([["p50", seconds(found.p50)], ["p95", seconds(found.p95)], ["p99", seconds(found.p99)], ["n", count(found.n)]]));
 }
 
 function auditTile(audits) {
@@ -98,7 +98,7 @@ export class RouteCard {
     this.tiles.replaceChildren(
       speedTile("Speed-up now, against the hold-out", route.speedup),
       timeTile("Time to first token", route.ttft), timeTile("Inter-token time", route.inter_token), auditTile(route.audits),
-      chartTile("Accepted by position (%)", route.acceptance, bars, "nothing drafted yet"),
+      chartTile("Accepted by position (%)", route.acceptance.filter((depth) => depth.drafted), bars, "nothing drafted yet"),
       chartTile("K over time", route.k, curve, "nothing drafted yet"),
     );
     this.showCandidate(route.candidate);
