@@ -7,10 +7,21 @@ tokens is push and pop on the same table, so every node of a draft sees its own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from specproxy.vocabulary import SamplingParams
+
+
+class Entries(NamedTuple):
+    """Of each of the table's ``ids`` [M] how many ``times`` it is in the output, whether it is in the prompt, and its
+    bias."""
+
+    ids: np.ndarray
+    times: np.ndarray
+    prompt: np.ndarray
+    bias: np.ndarray
 
 
 class History:
@@ -67,23 +78,30 @@ class History:
 
     def apply(self, x: np.ndarray) -> None:
         """Change x[V] float32 in place. Entries beyond its width are left out."""
+        entries = self.entries(len(x))
+        x[entries.ids] = self.changed(entries, x[entries.ids])
+
+    def entries(self, width: int) -> Entries:
+        """The table as it stands, for a row of ``width`` logits."""
         size = len(self._slots)
-        ids, count, prompt, bias = self._ids[:size], self._count[:size], self._prompt[:size], self._bias[:size]
-        if len(x) < self._vocab_size:
-            inside = ids < len(x)
-            ids, count, prompt, bias = ids[inside], count[inside], prompt[inside], bias[inside]
-        values = x[ids]
+        columns = (self._ids[:size], self._count[:size], self._prompt[:size], self._bias[:size])
+        if width < self._vocab_size:
+            inside = columns[0] < width
+            return Entries(*(column[inside] for column in columns))
+        return Entries(*(column.copy() for column in columns))
+
+    def changed(self, entries: Entries, values: np.ndarray) -> np.ndarray:
+        """What ``values`` float32, the logits of ``entries.ids``, become."""
+        _, times, prompt, bias = entries
         if self._repetition != 1.0:
             with np.errstate(over="ignore"):
                 penalised = np.where(values > 0, values / self._repetition, values * self._repetition)
-            values = np.where(prompt | (count > 0), penalised, values)
+            values = np.where(prompt | (times > 0), penalised, values)
         if self._frequency != 0.0:
-            values -= self._frequency * count
+            values = values - self._frequency * times
         if self._presence != 0.0:
-            values -= self._presence * (count > 0)
-        if self._biased:
-            values += bias
-        x[ids] = values
+            values = values - self._presence * (times > 0)
+        return values + bias if self._biased else values
 
     def _add(self, token: int) -> int:
         """A new entry for ``token``; -1 outside the vocabulary."""

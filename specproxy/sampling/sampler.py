@@ -23,7 +23,7 @@ import torch
 from specproxy.errors import BadLogits, InvalidRequest
 from specproxy.kernels.sample import Cut, Winners, first_in_order, winners, winners_host
 from specproxy.sampling.chances import chances
-from specproxy.sampling.history import History
+from specproxy.sampling.history import Entries, History
 from specproxy.sampling.noise import Noise
 from specproxy.vocabulary import SamplingParams, TokenLogprob
 
@@ -89,18 +89,27 @@ class Sampler:
         nothing applies, else a copy."""
         if not self.edits:
             return x
-        masked = self._masked(len(path), len(x))
-        if not self._history.active and not len(masked):
+        masked, entries = self.edit(path, len(x))
+        if not len(masked) and not len(entries.ids):
             return x
         x = x.copy()
         x[masked] = -np.inf
+        x[entries.ids] = self.changed(entries, x[entries.ids])
+        return x
+
+    def edit(self, path: Sequence[int], width: int) -> tuple[np.ndarray, Entries]:
+        """Of a row of ``width`` logits at the node that ``path`` leads to: ids that are masked, and those that
+        penalties and bias change."""
         if self._history.penalises:
             self._history.push(path)
-            self._history.apply(x)
+        entries = self._history.entries(width)
+        if self._history.penalises:
             self._history.pop(len(path))
-        elif self._history.active:
-            self._history.apply(x)
-        return x
+        return self._masked(len(path), width), entries
+
+    def changed(self, entries: Entries, values: np.ndarray) -> np.ndarray:
+        """What the logits ``values`` float32 of ``entries.ids`` become."""
+        return self._history.changed(entries, values)
 
     def distribution(self, logits: torch.Tensor, path: Sequence[int] = ()) -> np.ndarray:
         """Probabilities [W] float64 of the token behind ``path``, from logits[W], W at most V: all but the noise."""
@@ -189,15 +198,33 @@ def _winners(logits: torch.Tensor, rows: Sequence[Row], count: int, *, coupled: 
 
 
 def _drawn(logits: torch.Tensor, rows: Sequence[Row], count: int) -> list[Winners]:
-    """Rows on a GPU by its kernels; those that a mask, penalty or bias changes visit the host before."""
+    """Rows on a GPU by its kernels."""
     from specproxy.sampling.on_device import winners_of
 
     if any(row.sampler.edits for row in rows):
         logits = _float_rows(logits, rows).clone()
-        for i, (sampler, path, _) in enumerate(rows):
-            if sampler.edits:
-                logits[i] = torch.from_numpy(sampler.process(logits[i].cpu().numpy(), path)).to(logits.device)
+        edit_rows(logits, rows)
     return winners_of(logits, rows, count)
+
+
+def edit_rows(x: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Masks, penalties and bias on logits x[N, W] float32 on any device, in place.
+
+    Only the logits that they change visit the host, all rows' together: some hundred numbers instead of whole rows.
+    """
+    width = x.shape[1]
+    edits = [(i, row.sampler, *row.sampler.edit(row.path, width)) for i, row in enumerate(rows) if row.sampler.edits]
+    masked = np.concatenate([ids + i * width for i, _, ids, _ in edits])
+    touched = np.concatenate([entries.ids + i * width for i, _, _, entries in edits])
+    flat = x.view(-1)
+    if len(touched):
+        at = torch.from_numpy(touched).to(x.device)
+        values = flat.index_select(0, at).cpu().numpy()
+        parts = np.split(values, np.cumsum([len(entries.ids) for *_, entries in edits])[:-1])
+        changed = [sampler.changed(entries, part) for (_, sampler, _, entries), part in zip(edits, parts, strict=True)]
+        flat.index_copy_(0, at, torch.from_numpy(np.concatenate(changed)).to(x.device))
+    if len(masked):  # behind the penalties: none of them makes -inf finite
+        flat.index_fill_(0, torch.from_numpy(masked).to(x.device), -math.inf)
 
 
 def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool = True) -> Winners:
@@ -209,12 +236,11 @@ def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool = True) 
 
 
 def _winners_on_device(x: torch.Tensor, rows: Sequence[Row], count: int, coupled: bool = True) -> list[Winners]:
-    """All rows on another device, or what its kernels do not find, by the torch reference; rows that a mask, penalty or
-    bias changes visit the host."""
+    """All rows on another device, or what its kernels do not find, by the torch reference."""
     x, noise = x.clone(), torch.zeros_like(x)
-    for i, (sampler, path, position) in enumerate(rows):
-        if sampler.edits:
-            x[i] = torch.from_numpy(sampler.process(x[i].cpu().numpy(), path)).to(x.device)
+    if any(row.sampler.edits for row in rows):
+        edit_rows(x, rows)
+    for i, (sampler, _, position) in enumerate(rows):
         if sampler.noise is not None and coupled:
             noise[i] = sampler.noise.row(position)[: x.shape[-1]]
     return winners(x, noise, [row.sampler.cut for row in rows], count)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specproxy.kernels.philox import gumbel, gumbel_host, philox
 from specproxy.sampling import sampler as sampling
@@ -51,3 +53,41 @@ def test_rows_of_all_kinds(device):
         assert found[i].ids == expected[i].ids
         assert found[i].scores == pytest.approx(expected[i].scores, abs=1e-4)
     assert sampling.sample_rows(logits.to(device), there) == [best.ids[0] for best in expected]
+
+
+@st.composite
+def edited_rows(draw: st.DrawFn) -> tuple[torch.Tensor, list[Row]]:
+    """Rows of any edits at any depth, of logits as wide as the vocabulary, or of a drafter's that are narrower."""
+    vocab = 37
+    width = draw(st.sampled_from([20, vocab]))
+    ids = st.integers(0, vocab - 1)
+    penalty = st.sampled_from([0.0, 0.5, -1.25, 2.0])
+    rows = []
+    for i in range(draw(st.integers(1, 5))):
+        params = SamplingParams(
+            temperature=0.0,
+            repetition_penalty=draw(st.sampled_from([1.0, 1.3, 0.7])),
+            frequency_penalty=draw(penalty),
+            presence_penalty=draw(penalty),
+            logit_bias=draw(st.dictionaries(ids, st.sampled_from([-100.0, -0.5, 3.0]), max_size=4)),
+            min_tokens=draw(st.integers(0, 6)),
+            stop_token_ids=tuple(draw(st.lists(ids, max_size=3))),
+        )
+        sampler = Sampler(params, i, 0, draw(st.lists(ids, min_size=1, max_size=6)), vocab, (0,), torch.device("cpu"))
+        sampler.advance(draw(st.lists(ids, max_size=5)))
+        rows.append(Row(sampler, draw(st.lists(ids, max_size=4)), 9))
+    logits = draw(st.lists(st.floats(-50, 50, width=32), min_size=len(rows) * width, max_size=len(rows) * width))
+    return torch.tensor(logits).view(len(rows), width), rows
+
+
+@given(edited_rows())
+def test_only_what_is_edited_visits_the_host(drawn: tuple[torch.Tensor, list[Row]]) -> None:
+    """Masks, penalties and bias on rows that stay where they are give the bits that whole rows on the host get, and
+    leave the samplers as they were."""
+    logits, rows = drawn
+    edited = logits.clone()
+    if any(row.sampler.edits for row in rows):
+        sampling.edit_rows(edited, rows)
+    for _ in range(2):
+        for x, before, row in zip(edited.numpy(), logits.numpy(), rows, strict=True):
+            assert row.sampler.process(before, row.path).tobytes() == x.tobytes()
