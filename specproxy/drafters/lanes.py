@@ -122,7 +122,7 @@ class Lanes:
         self._zero = torch.zeros(count, dtype=torch.int32, device=device)
         self._greedy = torch.zeros(count, dtype=torch.float32, device=device)
         self._starts = torch.arange(count, dtype=torch.int64, device=device) * most
-        self._newest, self._last, self._room = self._starts, numbers.known, numbers.live
+        self._newest, self._last, self._room, self._recent = self._starts, numbers.known, numbers.live, numbers.fresh
         self._rows: dict[tuple[str, tuple[Spot, ...], int], tuple[RaggedRows, Places, Spots]] = {}
         self._row_lanes: dict[int, Tensor] = {}
         self._depths: dict[tuple[int, ...], Tensor] = {}
@@ -133,11 +133,13 @@ class Lanes:
         return self.numbers.first
 
     def begin(self) -> None:
-        """What the round's parts share: where each lane's last token stands, and how many rows may follow."""
+        """What the round's parts share: where each lane's last token stands, how many rows may follow, and how many
+        recent tokens are real: of a lane that was stopped none, as its pages may be another's by now."""
         numbers = self.numbers
         self._newest = self._starts + (numbers.fresh - 1).clamp_(min=0)
         self._last = numbers.known - 1
         self._room = (numbers.limit + 1) * numbers.live
+        self._recent = numbers.fresh * (numbers.limit >= 0)
 
     @property
     def last(self) -> Tensor:
@@ -162,7 +164,7 @@ class Lanes:
         """Rows [L * W] of the recent tokens, at their positions. ``group``: query heads that share a key head;
         ``first`` [L]: keys before it are not seen."""
         numbers, spots = self.numbers, run_of(0, self.shape.most)
-        return self._place("recent", spots, numbers.known - numbers.fresh, numbers.fresh, group, first)
+        return self._place("recent", spots, numbers.known - numbers.fresh, self._recent, group, first)
 
     def rows(self, spots: Sequence[Spot], group: int, first: Tensor | None = None) -> LaneRows:
         """Rows [L * n] behind the last committed token, which is spot 0; those that a lane's limit leaves out are not

@@ -149,3 +149,15 @@ def test_a_drafted_token_beyond_the_limit_writes_nothing(home: House, kind: str)
     changed = (kv.layers[0] != before).any(2).any(0).nonzero()[:, 0].tolist()
     known, pages = len(life.rows[0].tokens), life.rows[0].pages
     assert changed == [kv.trash_slot, *(pages[p // PAGE] * PAGE + p % PAGE for p in (known - 1, known))]
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "draft_model"])
+def test_a_stopped_lane_writes_nothing(home: House, kind: str) -> None:
+    """Pages of a sequence that is gone may be another's by now: only the slot for padding changes."""
+    life = Life(home, kind, STARTS[:1])
+    rounds = Rounds(life, [0], 5, 3)
+    kv = life.drafter._kv if kind == "draft_model" else life.drafter._pages.kv  # type: ignore[attr-defined]
+    rounds.lanes.numbers.limit[0] = -1
+    before = kv.layers[0].clone()
+    rounds.draft()
+    assert (kv.layers[0] != before).any(2).any(0).nonzero()[:, 0].tolist() == [kv.trash_slot]
