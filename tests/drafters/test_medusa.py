@@ -45,9 +45,9 @@ def make_row(length: int, width: int = RANKS, k: int = 3, room: int = 9) -> Draf
 def test_the_form_is_the_likeliest_paths(nodes: int) -> None:
     """No tree of as many nodes has a greater sum of path chances."""
     accuracies = Accuracies(HEADS)
-    parents, ranks, levels = accuracies.form(HEADS, nodes, RANKS)
+    form = accuracies.form(HEADS, nodes, RANKS)
     chances: list[float] = []
-    for parent, rank, level in zip(parents, ranks, levels, strict=True):
+    for parent, rank, level in form.nodes:
         above = 1.0 if parent < 0 else chances[parent]
         chances.append(above * accuracies.rate(level, rank))
     every = []
@@ -58,7 +58,7 @@ def test_the_form_is_the_likeliest_paths(nodes: int) -> None:
                 chance *= accuracies.rate(level, rank)
             every.append(chance)
     assert sum(chances) == pytest.approx(sum(sorted(every, reverse=True)[:nodes]))
-    assert all(parent < i for i, parent in enumerate(parents))
+    assert all(parent < i for i, parent in enumerate(form.parents))
 
 
 def test_accuracies_follow_what_happens() -> None:
@@ -88,9 +88,9 @@ def test_a_tree_holds_the_ranks_of_its_form() -> None:
     drafter.propose(DraftContext([row]), out)
     state = torch.sin(torch.arange(5, 6)[:, None] + torch.arange(WIDTH) * 1.3)
     best = [scores[0].argsort(descending=True).tolist() for scores in heads.logits(state)]
-    parents, ranks, levels = drafter.accuracies.form(3, 9, RANKS)
-    assert out.parents[0, :9].tolist() == parents
-    assert out.tokens[0, :9].tolist() == [best[level][rank] for level, rank in zip(levels, ranks, strict=True)]
+    form = drafter.accuracies.form(3, 9, RANKS)
+    assert tuple(out.parents[0, :9].tolist()) == form.parents
+    assert out.tokens[0, :9].tolist() == [best[level][rank] for _, rank, level in form.nodes]
 
 
 def test_what_was_accepted_is_counted() -> None:
