@@ -10,7 +10,6 @@ Shapes: T entries, N nodes of a level, R rows, H width of the head, V ids of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,31 +18,16 @@ from torch import Tensor
 from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, DraftRow, Memory, Needs
 from specproxy.drafters.forms import Form, drafted_at, likeliest
 from specproxy.drafters.growth import Ask, Draw, Grower
-from specproxy.drafters.head_kv import Entries, HeadPages, HeadRow
+from specproxy.drafters.head_forward import CATCH_UP_ROWS, HeadForward
+from specproxy.drafters.head_kv import Entries, HeadPages, head_row
 from specproxy.drafters.hidden import MAX_WAITING
-from specproxy.heads.base import HeadStep, RecurrentHead
-from specproxy.kernels.attention import Span
-from specproxy.kernels.plan import plan_attention
+from specproxy.heads.base import RecurrentHead
 
 if TYPE_CHECKING:
     from specproxy.drafters.lanes import Entry, Lanes
 
 USUAL_RATES = (0.75, 0.14)
 """How often a head's best and second-best guesses are right: what the form of a captured tree is made for."""
-
-CATCH_UP_ROWS = 256
-"""Entries computed at once when many wait (a prompt, a resume)."""
-
-
-@dataclass
-class _Batch:
-    """Entries of several rows on their way into one forward."""
-
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
 
 
 class HeadDrafter:
@@ -78,7 +62,7 @@ class HeadDrafter:
         self._head = head
         self._pages = pages
         self._vocab_size = vocab_size
-        self._modules = spec.steps or 1
+        self._forward = HeadForward(head, pages)
         self._ids, self._known = known_ids(spec.ids, vocab_size)
         self._weight_bytes = weight_bytes
         self._coupled = draw == "coupled"
@@ -117,10 +101,10 @@ class HeadDrafter:
         waiting = self._pages.hand_over(row)
         if waiting is None:
             return None
-        progress, count = _progress(row), waiting.states.shape[0]
+        progress, count = head_row(row), waiting.states.shape[0]
         late = count - 1 if count > most else 0
         if late:
-            self._compute(row, waiting.position, self._head.fuse(waiting.states[:late]))
+            self._forward.compute(row, waiting.position, self._head.fuse(waiting.states[:late]))
             self._pages.keep_ends(row, Entries(waiting.position, waiting.states[:late]))
         progress.next = known - count + late
         self.leave(row, progress.next)
@@ -159,7 +143,7 @@ class HeadDrafter:
 
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter. The states at the ends of pages were stored while it drafted."""
-        progress = _progress(row)
+        progress = head_row(row)
         self._pages.mark_ended(row, progress.next, taken)
         row.seen = progress.next = taken
         progress.state = None
@@ -173,107 +157,49 @@ class HeadDrafter:
 
     def extend(self, nodes: Sequence[Ask]) -> Tensor:
         """See growth.Source."""
-        batch, states = _Batch(), []
+        batch, states = self._forward.batch(), []
         start = 0
         while start < len(nodes):
             row = nodes[start].row
             end = start
             while end < len(nodes) and nodes[end].row is row:
                 end += 1
-            self._add_nodes(batch, row, nodes[start:end])
-            states.append((_progress(row), end - start))
+            batch.add_nodes(row, nodes[start:end])
+            states.append((head_row(row), end - start))
             start = end
-        module = min(nodes[0].depth, self._modules - 1)
-        step = self._run(batch, module)
+        module = min(nodes[0].depth, self._forward.modules - 1)
+        step = self._forward.run(batch, module)
         at = 0
         for progress, count in states:
             progress.states += step.recurrent[at : at + count].unbind()
             at += count
         return self._logits(step.features, module)
 
-    def _add_nodes(self, batch: _Batch, row: DraftRow, nodes: Sequence[Ask]) -> None:
-        """One level of a row's tree behind its committed entries."""
-        progress, known, before = _progress(row), len(row.tokens), len(_progress(row).words)
-        for i, node in enumerate(nodes, start=before):
-            above = 0 if node.parent == ROOT else progress.words[node.parent]
-            progress.words.append(above | 1 << i)
-            state = progress.state if node.parent == ROOT else progress.states[node.parent]
-            if state is None:
-                raise RuntimeError(f"row {row.seq_id} is extended before it has caught up")
-            batch.states.append(state[None])
-        words = progress.words[before:]
-        span = Span(len(batch.ids), len(nodes), known, row.pages, words, before, progress.first)
-        batch.spans.append(span)
-        batch.ids += [node.token for node in nodes]
-        batch.positions += [known - 2 + node.depth for node in nodes]
-        batch.slots += self._slots(row, known + before, known + before + len(nodes))
-
     def _absorb(self, rows: Sequence[DraftRow], leave: int = 0) -> list[Tensor]:
         """Compute all entries that are possible but the last ``leave``; features [H] behind the last one of each row
         that had any."""
-        batch, ready, features = _Batch(), [], []
+        batch, ready, features = self._forward.batch(), [], []
         for row in rows:
             entries = self._pages.take(row, leave)
             if entries is None:
                 continue
-            progress = _progress(row)
+            progress = head_row(row)
             position, states = entries.position, self._head.fuse(entries.states)
             late = (states.shape[0] - 1) // CATCH_UP_ROWS * CATCH_UP_ROWS
-            self._compute(row, position, states[:late])
+            self._forward.compute(row, position, states[:late])
             position, states = position + late, states[late:]
-            self._add_entries(batch, row, position, states)
+            batch.add_entries(row, position, states)
             ready.append((progress, len(batch.ids) - 1))
         if not ready:
             return []
-        step = self._run(batch, 0)
-        self._chain_modules(batch, [progress for progress, _ in ready], step)
+        step = self._forward.run(batch)
+        self._forward.chain_modules(batch, [progress for progress, _ in ready], step)
         for progress, last in ready:
             progress.state = step.recurrent[last]
             progress.states.clear()
             progress.words.clear()
             features.append(step.features[last])
         return features
-
-    def _compute(self, row: DraftRow, position: int, states: Tensor) -> None:
-        """Entries of fused states [T, H], from ``position`` on, of which nobody needs the features."""
-        for start in range(0, states.shape[0], CATCH_UP_ROWS):
-            alone = _Batch()
-            self._add_entries(alone, row, position + start, states[start : start + CATCH_UP_ROWS])
-            self._chain_modules(alone, [_progress(row)], self._run(alone, 0))
-
-    def _chain_modules(self, batch: _Batch, rows: Sequence[HeadRow], step: HeadStep) -> None:
-        """Further modules over the same entries: each takes the state that the one before it had a position earlier."""
-        for module in range(1, self._modules):
-            states = []
-            for progress, span in zip(rows, batch.spans, strict=True):
-                mine = step.recurrent[span.start : span.start + span.count]
-                before = progress.tails.get(module)
-                states.append(torch.zeros_like(mine[:1]) if before is None else before)
-                states.append(mine[:-1])
-                progress.tails[module] = mine[-1:].clone()
-            batch.states = states
-            step = self._run(batch, module)
-
-    def _add_entries(self, batch: _Batch, row: DraftRow, position: int, states: Tensor) -> None:
-        """Committed entries of a row from ``position`` on."""
-        end = position + states.shape[0]
-        batch.spans.append(Span(len(batch.ids), end - position, position + 1, row.pages, first=_progress(row).first))
-        batch.ids += row.tokens[position + 1 : end + 1]
-        batch.positions += range(position, end)
-        batch.slots += self._slots(row, position + 1, end + 1)
-        batch.states.append(states)
-
-    def _slots(self, row: DraftRow, start: int, end: int) -> list[int]:
-        size, pages = self._pages.kv.page_size, row.pages
-        return [pages[p // size] * size + p % size for p in range(start, end)]
-
-    def _run(self, batch: _Batch, module: int) -> HeadStep:
-        states = batch.states[0] if len(batch.states) == 1 else torch.cat(batch.states)
-        device, kv = states.device, self._pages.kv
-        slots = torch.tensor(batch.slots, device=device)
-        plan = plan_attention(batch.spans, slots, kv, exact=False, group=self._head.spec.group)
-        ids, positions = torch.tensor(batch.ids, device=device), torch.tensor(batch.positions, device=device)
-        return self._head.step(ids, states, positions, plan, kv, module)
 
     def _logits(self, features: Tensor, module: int) -> Tensor:
         """Scores [N, V] over the target's ids; -inf where the head has no such token."""
@@ -298,9 +224,3 @@ def known_ids(ids: Tensor | None, vocab_size: int) -> tuple[Tensor | None, Tenso
 def _at(x: Tensor, which: list[int]) -> Tensor:
     """Of x [L, m, ...] the columns ``which``, without an index on the device."""
     return x if which == list(range(x.shape[1])) else torch.stack([x[:, i] for i in which], 1)
-
-
-def _progress(row: DraftRow) -> HeadRow:
-    if not isinstance(row.state, HeadRow):
-        raise TypeError(f"row {row.seq_id} has another drafter's state")
-    return row.state

@@ -118,3 +118,10 @@ class HeadPages:
                 self._ended[row.pages[page]] = 1
                 marked.append(page)
         return marked
+
+
+def head_row(row: DraftRow) -> HeadRow:
+    """What a row's head has computed of it. Raises TypeError where the row is another drafter's."""
+    if not isinstance(row.state, HeadRow):
+        raise TypeError(f"row {row.seq_id} has another drafter's state")
+    return row.state

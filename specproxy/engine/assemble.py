@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from specproxy.config.schema import DrafterConfig, EngineConfig
+from specproxy.config.schema import DrafterConfig, EngineConfig, ModelConfig
 from specproxy.drafters import registry
 from specproxy.drafters.base import Drafter
 from specproxy.engine.capture import Captures
 from specproxy.engine.controller import Controller
 from specproxy.engine.drafting import Drafting
+from specproxy.engine.loaded import LoadedDrafters
 from specproxy.engine.loop import Engine
 from specproxy.engine.memory import plan_start, settle
 from specproxy.engine.numerics import describe, proven_path
@@ -98,7 +99,7 @@ class Assembled:
         self.captures.capture(drafter.needs.hidden, self.host.progress)
         engine.add(drafter)
         if engine.rounds is not None and drafter.needs.lanes:
-            engine.rounds.prepare(name, self.sequences)
+            engine.rounds.graphs.prepare(name, self.sequences)
         chains, catch_up = measure_chains(engine, self.host.vocab_size, drafter)
         engine.drafting.price(name, chains, catch_up)
         self.configs[name] = config
@@ -159,54 +160,72 @@ def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Ca
     kv = _allocate(plan.pages, model.spec)
     captures = Captures(model, kv, rules, wanted.max_sequences)
     runner = Runner(model, kv, rules, threads, captures.graphs)
+    host = _host(runner, folder, wanted.grow, plan.pages, progress)
+    captures.capture((), progress)
+    engine = _engine(runner, host, wanted.max_sequences)
+    if engine.rounds is not None:
+        engine.rounds.graphs.prepare("", wanted.max_sequences)
+    info, numerics = _info(wanted, model.spec, host.vocab_size), describe(model, rules, threads)
+    assembled = Assembled(engine, host, info, numerics, {}, captures, wanted.max_sequences)
+    for name, drafter_config in config.drafters.items():
+        progress(f"loading drafter {name}")
+        assembled.load_drafter(name, drafter_config)
+    drafters = engine.drafting.drafters
+    captures.capture([state for drafter in drafters.values() for state in drafter.needs.hidden], progress)
+    captured = captures.bytes + (0 if engine.rounds is None else engine.rounds.graphs.bytes)
+    for line in settle(plan, drafters, captured).lines():
+        progress(line)
+    return assembled
+
+
+def _host(runner: Runner, folder: Path, grown: str, pages: int, progress: Callable[[str], None]) -> DrafterHost:
+    """What drafters are given; their pages are zeroed as the target's are."""
+    model = runner.model
     host = DrafterHost(
         vocab_size=min(tokenizer_size(folder), model.spec.vocab_size),
         max_model_len=model.spec.max_len,
         device=model.spec.device,
         tokenizer=tokenizer_hash(folder),
-        target=_facts(model, folder, wanted.grow),
+        target=_facts(model, folder, grown),
         model=model,
         kv=runner.kv,
-        num_pages=plan.pages,
+        num_pages=pages,
         page_size=PAGE_SIZE,
         tell=progress,
         write_texts=partial(write_own_texts, runner, folder, PAGE_SIZE),
     )
     host.on_allocate(runner.kv.zero_page)
-    pool = PagePool(plan.pages, PAGE_SIZE, -(-model.spec.max_len // PAGE_SIZE), host.page_allocated)
-    captures.capture((), progress)
-    progress("measuring step times")
-    controller = Controller(measure_steps(runner, pool, host.vocab_size), time.monotonic)
-    drafting = Drafting(controller, time.monotonic, trees=rules.trees or not rules.exact, max_rows=wanted.max_sequences)
-    rounds = _rounds(runner, drafting)
+    return host
+
+
+def _engine(runner: Runner, host: DrafterHost, max_sequences: int) -> Engine:
+    """The engine without drafters, its steps measured."""
+    rules, spec, clock = runner.rules, runner.model.spec, time.monotonic
+    pool = PagePool(host.num_pages, PAGE_SIZE, -(-spec.max_len // PAGE_SIZE), host.page_allocated)
+    host.progress("measuring step times")
+    controller = Controller(measure_steps(runner, pool, host.vocab_size), clock)
+    loaded = LoadedDrafters(max_sequences)
+    drafting = Drafting(loaded, controller, clock, trees=rules.trees or not rules.exact)
+    rounds = _rounds(runner, loaded)
 
     def evicted(sequence: Sequence) -> None:
         if rounds is not None:
             rounds.unseat(sequence)
-        drafting.release(sequence)
+        loaded.release(sequence)
 
-    scheduler = Scheduler(pool, wanted.max_sequences, rules.one_provenance, evicted)
-    engine = Engine(runner, scheduler, drafting, controller, host.vocab_size, time.monotonic, rounds)
-    info = ModelInfo(
+    scheduler = Scheduler(pool, max_sequences, rules.one_provenance, evicted)
+    return Engine(runner, scheduler, drafting, controller, host.vocab_size, clock, rounds)
+
+
+def _info(wanted: ModelConfig, spec: ModelSpec, vocab_size: int) -> ModelInfo:
+    """What the server must know of the target."""
+    return ModelInfo(
         name=wanted.name or Path(wanted.path).name,
-        fingerprint=model.spec.fingerprint,
-        max_model_len=model.spec.max_len,
-        vocab_size=host.vocab_size,
-        eos_token_ids=list(model.spec.eos_token_ids),
+        fingerprint=spec.fingerprint,
+        max_model_len=spec.max_len,
+        vocab_size=vocab_size,
+        eos_token_ids=list(spec.eos_token_ids),
     )
-    if rounds is not None:
-        rounds.prepare("", wanted.max_sequences)
-    numerics = describe(model, rules, threads)
-    assembled = Assembled(engine, host, info, numerics, {}, captures, wanted.max_sequences)
-    for name, drafter_config in config.drafters.items():
-        progress(f"loading drafter {name}")
-        assembled.load_drafter(name, drafter_config)
-    drafters = drafting.drafters
-    captures.capture([state for drafter in drafters.values() for state in drafter.needs.hidden], progress)
-    captured = captures.bytes + (0 if rounds is None else rounds.bytes)
-    for line in settle(plan, drafters, captured).lines():
-        progress(line)
-    return assembled
 
 
 def _allocate(pages: int, spec: ModelSpec) -> KVBuffers:
@@ -217,13 +236,13 @@ def _allocate(pages: int, spec: ModelSpec) -> KVBuffers:
         raise ModelLoadError(f"{pages} pages of KV do not fit the memory of {spec.device}: {error}") from None
 
 
-def _rounds(runner: Runner, drafting: Drafting) -> Rounds | None:
+def _rounds(runner: Runner, loaded: LoadedDrafters) -> Rounds | None:
     """Rounds on the device, where the target's path is made for them."""
     if runner.model.spec.path_kind != "device" or runner.model.spec.ranks > 1:
         return None
     from specproxy.engine.rounds import Rounds
 
-    return Rounds(runner, drafting, time.monotonic)
+    return Rounds(runner, loaded, time.monotonic)
 
 
 def _facts(model: StepModel, folder: Path, grown: str) -> TargetFacts:

@@ -6,16 +6,18 @@ hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from specproxy.drafters.forms import Form, run_of, verified_at
+from specproxy.drafters.forms import run_of, verified_at
 from specproxy.drafters.lanes import LaneDrafter, Lanes
 from specproxy.engine.graphs import Captured
+from specproxy.engine.round_shapes import RoundKey
 from specproxy.engine.runner import Runner
 from specproxy.engine.verify import NO_TOKEN
 from specproxy.kernels.compact import compact
@@ -23,74 +25,55 @@ from specproxy.kernels.tree_walk import tree_walk
 from specproxy.models.base import query_group
 
 
-class RoundKey(NamedTuple):
-    """What a round is captured for. ``drafter``, ``form``: "" and ``None`` for plain decoding. ``hidden``: states that
-    are captured."""
+class LaneWork(ABC):
+    """Work over lanes that is the same launches each time. ``out`` [L, 1 + 2 * W] int64: what it says of each lane."""
 
-    drafter: str
-    lanes: int
-    form: Form | None
-    cutoffs: bool
-    reach: int
-    hidden: tuple[int, ...]
+    def __init__(self, lanes: Lanes, key: RoundKey) -> None:
+        self._lanes, self._key = lanes, key
+        device = lanes.numbers.known.device
+        self.out = torch.zeros(key.lanes, 1 + 2 * lanes.shape.most, dtype=torch.int64, device=device)
+        self._graph: Captured | None = None
 
-    @property
-    def levels(self) -> int:
-        """Of the draft."""
-        return 0 if self.form is None else self.form.depth
-
-    @property
-    def nodes(self) -> int:
-        """Tokens that are drafted in a lane."""
-        return 0 if self.form is None else len(self.form.parents)
-
-
-class _Work(Protocol):
-    """Captured work."""
+    def capture(self, pool: Any) -> None:
+        """Replay a graph from now on. ``pool``: see Captured. The lanes must be empty: capturing runs the work."""
+        self._enter()
+        self._graph = Captured(self._work, pool)
 
     def replay(self) -> None:
-        """Enqueue it."""
-        ...
+        """Enqueue the work: its graph, or launch by launch where none was captured."""
+        self._enter()
+        if self._graph is None:
+            self._work()
+        else:
+            self._graph.replay()
+
+    def _enter(self) -> None:
+        self._lanes.cutoffs, self._lanes.reach = self._key.cutoffs, self._key.reach
+
+    @abstractmethod
+    def _work(self) -> None:
+        """The launches."""
 
 
-class _Uncaptured:
-    """The same work, launch by launch, where there are no graphs."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.replay = work
-
-
-class Round:
-    """One captured round. ``out`` [L, 1 + 2 * W] int64: how many tokens a lane's sequence gets, then these, then their
-    rows among the lane's. ``logits`` [T, V] and ``taps``, the captured states [T, D], are overwritten by the next
-    round."""
+class Round(LaneWork):
+    """One round. ``out``: how many tokens a lane's sequence gets, then these, then their rows among the lane's.
+    ``logits`` [T, V] and ``taps``, the captured states [T, D], are overwritten by the next round."""
 
     def __init__(
-        self, runner: Runner, lanes: Lanes, drafter: LaneDrafter | None, reads: Rows[int], key: RoundKey, pool: Any
+        self, runner: Runner, lanes: Lanes, drafter: LaneDrafter | None, reads: Rows[int], key: RoundKey
     ) -> None:
-        """``reads``: states that the drafter reads, in its order. ``pool``: see Captured. The lanes must be empty:
-        capturing runs the work."""
+        """``reads``: states that the drafter reads, in its order."""
+        super().__init__(lanes, key)
         self._model, self._kv, self._group = runner.model, runner.kv, query_group(runner.model)
-        self._lanes, self._drafter, self._reads, self._key = lanes, drafter, reads, key
+        self._drafter, self._reads = drafter, reads
         self._spots = run_of(0, 1) if key.form is None else verified_at(key.form)
-        device, count = runner.model.spec.device, key.lanes
-        self.out = torch.zeros(count, 1 + 2 * lanes.shape.most, dtype=torch.int64, device=device)
+        device, count = self.out.device, key.lanes
         self.logits = torch.zeros(0, 0)
         self.taps: Mapping[int, Tensor] = {}
         parents = torch.tensor(() if key.form is None else key.form.parents, dtype=torch.int64, device=device)
         self._parents = parents.expand(count, key.nodes).contiguous()
         self._starts = torch.arange(count, device=device)[:, None] * len(self._spots)
         self._order = torch.arange(key.levels + 1, device=device).expand(count, key.levels + 1)
-        self._enter()
-        self._graph: _Work = Captured(self._work, pool) if pool is not None else _Uncaptured(self._work)
-
-    def _enter(self) -> None:
-        self._lanes.cutoffs, self._lanes.reach = self._key.cutoffs, self._key.reach
-
-    def replay(self) -> None:
-        """Enqueue the round."""
-        self._enter()
-        self._graph.replay()
 
     def _work(self) -> None:
         lanes, form, hidden = self._lanes, self._key.form, self._key.hidden
@@ -139,25 +122,13 @@ class Round:
         self.out[:, 1 + most : 1 + most + count].copy_(at)
 
 
-class DraftRound:
-    """The drafting part of a round alone, for sequences that are verified in an ordinary step. ``out`` [L, 1 + N]
-    int64: nothing, then the tokens."""
+class DraftRound(LaneWork):
+    """The drafting part of a round alone, for sequences that are verified in an ordinary step. ``out``: nothing, then
+    the tokens [L, N]."""
 
-    def __init__(self, lanes: Lanes, drafter: LaneDrafter, key: RoundKey, pool: Any) -> None:
-        """``pool``: see Captured. The lanes must be empty."""
-        self._lanes, self._drafter, self._key = lanes, drafter, key
-        device = lanes.numbers.known.device
-        self.out = torch.zeros(key.lanes, 1 + 2 * lanes.shape.most, dtype=torch.int64, device=device)
-        self._enter()
-        self._graph: _Work = Captured(self._work, pool) if pool is not None else _Uncaptured(self._work)
-
-    def _enter(self) -> None:
-        self._lanes.cutoffs, self._lanes.reach = self._key.cutoffs, self._key.reach
-
-    def replay(self) -> None:
-        """Enqueue it."""
-        self._enter()
-        self._graph.replay()
+    def __init__(self, lanes: Lanes, drafter: LaneDrafter, key: RoundKey) -> None:
+        super().__init__(lanes, key)
+        self._drafter = drafter
 
     def _work(self) -> None:
         if self._key.form is not None:

@@ -8,65 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
 from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
-from specproxy.drafters.hidden import MAX_WAITING
 from specproxy.engine.controller import Candidate, Choice, Controller, Request
 from specproxy.engine.costs import CostTable
+from specproxy.engine.drafts import NO_DRAFT, Draft, Guess, Plan
+from specproxy.engine.loaded import LoadedDrafters
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import first_chain, is_chain
-from specproxy.vocabulary import MAX_TREE_NODES
-
-
-@dataclass
-class _Guess:
-    """What a host drafter would say."""
-
-    tokens: list[int]
-    parents: list[int]
-    bucket: int
-
-
-@dataclass
-class Draft:
-    """A row's draft tree. ``choice`` is ``None`` where nothing was drafted; ``said``: what host drafters guessed;
-    ``kept``: the drafter's nodes that these are, where some were left out."""
-
-    tokens: list[int]
-    parents: list[int]
-    choice: Choice | None = None
-    said: dict[str, _Guess] = field(default_factory=dict)
-    kept: list[int] | None = None
-
-    @property
-    def levels(self) -> int:
-        """Depth of the deepest node."""
-        depths = [0]
-        for parent in self.parents:
-            depths.append(depths[parent + 1] + 1)
-        return max(depths)
-
-
-NO_DRAFT = Draft([], [])
-
-
-@dataclass
-class Plan:
-    """What a step is to draft, row by row. ``choices``: ``None`` for rows that have no drafter. ``said``: what host
-    drafters guess for each row."""
-
-    sequences: list[Sequence]
-    choices: list[Choice | None]
-    said: list[dict[str, _Guess]]
-
-
-USUAL_BEHIND = 8
-"""Tokens that a drafter lacks after a step of its own: part of what its chains were measured at."""
 
 Budget = Callable[[Sequence, int], int]
 """(sequence, wanted) -> nodes that it may draft now, at most ``wanted``, whatever the gain."""
@@ -81,37 +31,26 @@ class LaneDrafts(Protocol):
 
 
 class Drafting:
-    """The loaded drafters and the controller that chooses among them."""
+    """The drafters that are ``loaded``, and the controller that chooses among them."""
 
-    def __init__(self, controller: Controller, clock: Callable[[], float], *, trees: bool, max_rows: int) -> None:
-        """``trees``: whether trees were proven bitwise. ``max_rows``: sequences that a drafter is asked for at once."""
-        self.drafters: dict[str, Drafter] = {}
-        self._readers: set[str] = set()
+    def __init__(
+        self, loaded: LoadedDrafters, controller: Controller, clock: Callable[[], float], *, trees: bool
+    ) -> None:
+        """``trees``: whether trees were proven bitwise."""
+        self.loaded = loaded
         self._controller = controller
         self._clock = clock
         self._trees = trees
-        self._rows = max_rows
-        self._batches: dict[str, DraftBatch] = {}
+
+    @property
+    def drafters(self) -> dict[str, Drafter]:
+        """The loaded ones."""
+        return self.loaded.drafters
 
     @property
     def costs(self) -> CostTable:
         """What steps and drafts cost."""
         return self._controller.costs
-
-    def release(self, sequence: Sequence) -> None:
-        """A sequence's KV is given up, or the sequence ended."""
-        sequence.begun.clear()
-        for name, row in sequence.drafts.items():
-            row.state = None
-            row.hidden.clear()
-            if name in self.drafters:
-                self.drafters[name].release(sequence.id)
-
-    def add(self, drafter: Drafter) -> None:
-        """A drafter was loaded."""
-        self.drafters[drafter.name] = drafter
-        if drafter.needs.hidden:
-            self._readers.add(drafter.name)
 
     def price(self, name: str, chains: Mapping[tuple[int, int], float], catch_up: float = 0.0) -> None:
         """What drafting was measured at (see CostTable.set_chain)."""
@@ -120,40 +59,8 @@ class Drafting:
 
     def forget(self, name: str) -> None:
         """A drafter was unloaded."""
-        self.drafters.pop(name, None)
-        self._readers.discard(name)
-        self._batches.pop(name, None)
+        self.loaded.forget(name)
         self._controller.forget(name)
-
-    def hidden(self, sequences: Rows[Sequence]) -> tuple[int, ...]:
-        """The target's states that drafters of these sequences read; none where their routes are off."""
-        if not self._readers:
-            return ()
-        names = {name for s in sequences for name in s.decision.drafters}
-        return tuple(sorted({state for name in names & self._readers for state in self.drafters[name].needs.hidden}))
-
-    def feed(
-        self,
-        s: Sequence,
-        position: int,
-        states: Mapping[int, Tensor],
-        rows: slice | list[int],
-        names: Rows[str] | None = None,
-    ) -> None:
-        """``rows`` of a step's captured ``states`` [T, D] are those of committed tokens from ``position`` on; for the
-        drafters ``names`` of the sequence's, all where not given."""
-        for name in s.decision.drafters if names is None else names:
-            if name not in self._readers:
-                continue
-            row = s.row(name)
-            row.hidden.append(position, torch.cat([states[i][rows] for i in self.drafters[name].needs.hidden], 1))
-            if len(row.hidden) >= MAX_WAITING:
-                s.begun.add(name)
-                self.drafters[name].prefill(DraftContext([row]))
-
-    def propose(self, sequences: Rows[Sequence], budget: Budget) -> list[Draft]:
-        """One draft per sequence, in order."""
-        return self.draft(self.plan(sequences, budget))
 
     def plan(self, sequences: Rows[Sequence], budget: Budget) -> Plan:
         """Ask host drafters, then choose for every row."""
@@ -237,19 +144,19 @@ class Drafting:
         """Whether trees keep the route's promise: they are proven, or it allows numeric."""
         return self._trees or s.decision.exactness == "numeric"
 
-    def _ask_host(self, active: Rows[Sequence], caps: dict[str, dict[str, int]]) -> dict[str, dict[str, _Guess]]:
-        """What every host drafter says for the rows that may use it; in an ordered list only until one has a guess."""
-        found: dict[str, dict[str, _Guess]] = {}
+    def _ask_host(self, active: Rows[Sequence], caps: dict[str, dict[str, int]]) -> dict[str, dict[str, Guess]]:
+        """What every host drafter says for the rows that may use it."""
+        found: dict[str, dict[str, Guess]] = {}
         for name, drafter in self.drafters.items():
             if drafter.needs.place != "host":
                 continue
             mine = [s for s in active if name in caps[s.id]]
             if not mine:
                 continue
-            rows = [self._row(s, name, caps[s.id][name]) for s in mine]
-            batch = self._batch(name)
-            for start in range(0, len(mine), self._rows):
-                self._read(drafter, rows[start : start + self._rows], mine[start : start + self._rows], batch, found)
+            rows = [self.loaded.row(s, name, caps[s.id][name]) for s in mine]
+            batch, most = self.loaded.batch(name), self.loaded.max_rows
+            for start in range(0, len(mine), most):
+                self._read(drafter, rows[start : start + most], mine[start : start + most], batch, found)
         return found
 
     def _read(
@@ -258,17 +165,17 @@ class Drafting:
         rows: list[DraftRow],
         sequences: Rows[Sequence],
         batch: DraftBatch,
-        found: dict[str, dict[str, _Guess]],
+        found: dict[str, dict[str, Guess]],
     ) -> None:
         batch.clear(len(rows))
         drafter.propose(DraftContext(rows), batch)
         for i, s in enumerate(sequences):
             n = int(batch.n[i])
             if n:
-                guess = _Guess(batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist(), int(batch.bucket[i]))
+                guess = Guess(batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist(), int(batch.bucket[i]))
                 found.setdefault(s.id, {})[drafter.name] = guess
 
-    def _candidates(self, s: Sequence, caps: dict[str, int], guesses: dict[str, _Guess]) -> list[Candidate]:
+    def _candidates(self, s: Sequence, caps: dict[str, int], guesses: dict[str, Guess]) -> list[Candidate]:
         """Drafters that could serve this row now, in the order of its decision."""
         out = []
         for name in s.decision.drafters:
@@ -281,18 +188,10 @@ class Drafting:
             elif self.drafters[name].needs.place == "device":
                 needs = self.drafters[name].needs
                 row = s.row(name)
-                behind, most = self._behind(s, name), s.submission.params.max_tokens - s.num_output
+                behind, most = self.loaded.behind(s, name), s.submission.params.max_tokens - s.num_output
                 tree = (row.width, row.room)
                 out.append(Candidate(name, caps[name], 0, False, needs.prior[0], *tree, behind, s.num_output, most))
         return out
-
-    def _behind(self, s: Sequence, name: str) -> int:
-        """Tokens that a drafter must take in before it can draft, but for what each step brings."""
-        row = self._row(s, name, 0)
-        behind = len(s.tokens) - row.seen
-        if name in self._readers:
-            behind = min(behind, len(row.hidden) + 1)
-        return max(0, behind - USUAL_BEHIND)
 
     def _ask_lanes(self, by_lanes: LaneDrafts, name: str, wanted: Rows[int], plan: Plan, drafts: list[Draft]) -> bool:
         """Let a drafter draft chains on the device, in one piece, for the rows that chose it; whether it could."""
@@ -313,14 +212,11 @@ class Drafting:
 
     def _ask_device(self, name: str, wanted: Rows[int], plan: Plan, drafts: list[Draft]) -> None:
         """Let a device drafter draft for the rows that chose it; its time goes into the cost table."""
-        drafter, batch = self.drafters[name], self._batch(name)
-        for start in range(0, len(wanted), self._rows):
-            part = [
-                (i, plan.sequences[i], choice)
-                for i in wanted[start : start + self._rows]
-                if (choice := plan.choices[i])
-            ]
-            rows = [self._row(s, name, choice.k) for _, s, choice in part]
+        drafter, batch, most = self.drafters[name], self.loaded.batch(name), self.loaded.max_rows
+        for start in range(0, len(wanted), most):
+            asked = wanted[start : start + most]
+            part = [(i, plan.sequences[i], choice) for i in asked if (choice := plan.choices[i])]
+            rows = [self.loaded.row(s, name, choice.k) for _, s, choice in part]
             for row, (_, s, choice) in zip(rows, part, strict=True):
                 row.room = min(row.room, choice.k * row.width)
                 row.floor, row.keep = self._controller.worth(choice, len(part)) if s.decision.adaptive else (0.0, 0.0)
@@ -336,27 +232,10 @@ class Drafting:
                     drafts[i] = self._shape(s, tokens, parents, choice, plan.said[i])
 
     def _shape(
-        self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice, said: dict[str, _Guess]
+        self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice, said: dict[str, Guess]
     ) -> Draft:
         """A tree where trees are proven or the route allows numeric; else its preferred chain."""
         if is_chain(parents) or self._may_branch(s):
             return Draft(tokens, parents, choice, said)
         kept = first_chain(parents)
         return Draft([tokens[i] for i in kept], list(range(-1, len(kept) - 1)), choice, said, kept)
-
-    def _row(self, s: Sequence, name: str, k: int) -> DraftRow:
-        """The sequence's row for a drafter that may draft ``k`` nodes; the drafter has seen what is committed."""
-        row = s.row(name)
-        row.k = k
-        if name not in s.begun:
-            s.begun.add(name)
-            self.drafters[name].prefill(DraftContext([row]))
-        return row
-
-    def _batch(self, name: str) -> DraftBatch:
-        batch = self._batches.get(name)
-        if batch is None:
-            needs = self.drafters[name].needs
-            nodes = MAX_TREE_NODES if needs.branches else min(MAX_TREE_NODES, needs.max_k)
-            batch = self._batches[name] = DraftBatch.allocate(self._rows, nodes)
-        return batch

@@ -55,7 +55,7 @@ def inject_wanted(assembled: Assembled, env: Mapping[str, str], tell: Callable[[
 
 def inject(assembled: Assembled, flip_every: int) -> Faults:
     """Flip one accepted token in ``flip_every`` from now on."""
-    faults = assembled.engine.faults = Faults(flip_every, assembled.host.vocab_size)
+    faults = assembled.engine.answers.faults = Faults(flip_every, assembled.host.vocab_size)
     detail = f"FAULTS ON: one accepted token in {flip_every} is flipped"
     before = assembled.numerics.detail
     assembled.numerics = replace(assembled.numerics, detail=f"{before}; {detail}" if before else detail)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from specproxy.engine.berth import Arrival, Berth
-from specproxy.engine.captured_round import Round, RoundKey
-from specproxy.engine.drafting import Draft, Plan
+from specproxy.engine.captured_round import Round
+from specproxy.engine.drafts import Draft, Plan
+from specproxy.engine.round_shapes import RoundKey
 from specproxy.engine.sequence import Sequence
 
 

@@ -15,22 +15,23 @@ import torch
 from torch import Tensor
 
 from specproxy.drafters.base import Drafter
+from specproxy.engine.answers import Answers
 from specproxy.engine.controller import Controller
-from specproxy.engine.drafting import Draft, Drafting
-from specproxy.engine.report import EngineTimes, finish_reason, finished_stats
+from specproxy.engine.drafting import Drafting
+from specproxy.engine.drafts import Draft
+from specproxy.engine.flying import Flying
+from specproxy.engine.report import EngineTimes, finished_stats
 from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import Step, prefill_step
-from specproxy.engine.verify import NO_TOKEN, add_rows, keep_path, sample_finite
-from specproxy.errors import EngineFailed, InvalidRequest
+from specproxy.engine.verify import add_rows, keep_path, sample_finite
+from specproxy.errors import InvalidRequest
 from specproxy.kernels.walk import walk
 from specproxy.sampling.sampler import Row, Sampler, token_logprobs
-from specproxy.vocabulary import Decision, Delta, FinishReason, Submission
+from specproxy.vocabulary import Decision, Delta, Submission
 
 if TYPE_CHECKING:
-    from specproxy.engine.faults import Faults
-    from specproxy.engine.flight import Flight
     from specproxy.engine.rounds import Rounds
 
 
@@ -55,12 +56,17 @@ class Engine:
         self._controller = controller
         self._vocab = vocab_size
         self._clock = clock
-        self._eos = frozenset(runner.model.spec.eos_token_ids)
         self._early: list[Delta] = []
         self._prefilled = False
-        self.faults: Faults | None = None
-        self.rounds = rounds
-        self._landed = 0.0
+        self.answers = Answers(runner.model.spec, scheduler, controller, vocab_size, clock)
+        self.flying: Flying | None = None
+        if rounds is not None:
+            self.flying = Flying(rounds, scheduler, drafting, controller, self.answers, self.times, clock)
+
+    @property
+    def rounds(self) -> Rounds | None:
+        """Of a target whose path can be captured with drafts and all."""
+        return None if self.flying is None else self.flying.rounds
 
     @property
     def idle(self) -> bool:
@@ -80,7 +86,7 @@ class Engine:
                 submission.choice,
                 submission.prompt,
                 self._vocab,
-                tuple(self._eos),
+                self.runner.model.spec.eos_token_ids,
                 torch.device(self.runner.model.spec.device),
             )
         except InvalidRequest as error:
@@ -106,8 +112,8 @@ class Engine:
     def step(self) -> list[Delta]:
         """One prefill chunk or one decode step of everyone who can; the two alternate, so neither waits for long."""
         deltas, self._early = self._early, []
-        if self.rounds is not None and self.rounds.aloft is not None:
-            return deltas + self._fly_on(self.rounds, self.rounds.aloft)
+        if self.flying is not None and self.flying.aloft is not None:
+            return deltas + self._fly_on(self.flying)
         now = self._clock()
         for sequence in self.scheduler.admit():
             sequence.stats.queued_s = now - sequence.arrival
@@ -132,12 +138,12 @@ class Engine:
         step = prefill_step(s.tokens, base, s.computed, end, s.table, self.runner.kv, rows, self.runner.rules.trim)
         if s.submission.params.prompt_logprobs is not None:
             self._score_prompt(s, step, end)
-        hidden = self.drafting.hidden([s])
+        hidden = self.drafting.loaded.hidden([s])
         logits, taps = self.runner.run(step, hidden)
         if hidden:
             first = step.positions[0]
             states = dict(zip(hidden, taps, strict=True))
-            self.drafting.feed(s, s.computed, states, slice(s.computed - first, end - first))
+            self.drafting.loaded.feed(s, s.computed, states, slice(s.computed - first, end - first))
         s.computed = end
         self.scheduler.publish(s)
         self.times.add("prefill", self._clock() - began)
@@ -146,8 +152,8 @@ class Engine:
         if s.num_output:
             return []
         if s.submission.params.max_tokens == 0:
-            return [self._finish(s, Delta(s.id, prompt_logprobs=s.prompt_logprobs), "length")]
-        return [self._commit(s, sample_finite(logits, [Row(s.sampler, (), s.num_prompt)]), logits, [0])]
+            return [self.answers.finish(s, Delta(s.id, prompt_logprobs=s.prompt_logprobs), "length")]
+        return [self.answers.commit(s, sample_finite(logits, [Row(s.sampler, (), s.num_prompt)]), logits, [0])]
 
     def _score_prompt(self, s: Sequence, step: Step, end: int) -> None:
         """Logprobs of the prompt's own tokens, from a run of its own: the sampled row keeps its product's width."""
@@ -166,12 +172,9 @@ class Engine:
         began = self._clock()
         self.runner.threads.enter(1)
         plan = self.drafting.plan(sequences, self._budget)
-        flight = None if self.rounds is None else self.rounds.start(plan)
-        if self.rounds is not None and flight is not None:
-            if flight.ahead:
-                self.rounds.aloft = flight
-                return []
-            return self._land(self.rounds, flight)
+        flown = None if self.flying is None else self.flying.start(plan)
+        if flown is not None:
+            return flown
         drafts = self.drafting.draft(plan, self.rounds)
         drafted = self._clock()
         deltas = []
@@ -180,46 +183,16 @@ class Engine:
         self.times.add("draft", drafted - began)
         return deltas
 
-    def _fly_on(self, rounds: Rounds, flight: Flight) -> list[Delta]:
-        """Let the next round go, if the same sequences go on alike; then commit what the last one said."""
-        following = None
-        if self._may_go_on(flight):
-            following = rounds.follow(flight, self.drafting.plan(self.scheduler.decoding(), self._budget))
-        rounds.aloft = following
-        return self._land(rounds, flight)
-
-    def _may_go_on(self, flight: Flight) -> bool:
-        """Whether nobody else has to be served first, and every sequence has room for two more rounds."""
-        scheduler, sequences = self.scheduler, self.scheduler.decoding()
-        if not flight.ahead or scheduler.due or not flight.holds(sequences):
-            return False
-        if all(s.num_output + 1 >= s.submission.params.max_tokens for s in sequences):
-            return False
-        room = [len(s.tokens) + 2 * flight.reach for s in sequences]
-        return all(scheduler.try_reserve(s, tokens) >= tokens for s, tokens in zip(sequences, room, strict=True))
-
-    def _land(self, rounds: Rounds, flight: Flight) -> list[Delta]:
-        """Commit what a round said."""
-        found = flight.wait()
-        now = self._clock()
-        seconds, self._landed = now - max(flight.began, self._landed), now
-        self._controller.observe_round(flight.key.drafter, len(found), flight.key.levels, flight.rows, seconds)
-        self.times.add("decode", seconds)
-        deltas = []
-        for index, outcome in enumerate(found):
-            if outcome is None:
-                continue
-            s = flight.plan.sequences[index]
-            rounds.feed_others(flight, s, outcome)
-            s.computed += len(outcome.tokens)
-            self.drafting.settle(s, flight.draft(index), range(len(outcome.tokens) - 1), outcome.tokens)
-            deltas.append(self._commit(s, outcome.tokens, flight.work.logits, outcome.rows))
-        return deltas
+    def _fly_on(self, flying: Flying) -> list[Delta]:
+        """The next round of those who fly, or the end of their last one."""
+        if not flying.may_go_on():
+            return flying.land()
+        return flying.go_on(self.drafting.plan(self.scheduler.decoding(), self._budget))
 
     def add(self, drafter: Drafter) -> None:
         """A drafter was loaded, perhaps in place of one of the same name."""
         self.forget(drafter.name)
-        self.drafting.add(drafter)
+        self.drafting.loaded.add(drafter)
 
     def forget(self, drafter: str) -> None:
         """A drafter is unloaded; rows that used it go on without."""
@@ -233,9 +206,8 @@ class Engine:
 
     def land(self) -> None:
         """Commit what is on its way; its deltas come with the next step's."""
-        if self.rounds is not None and self.rounds.aloft is not None:
-            flight, self.rounds.aloft = self.rounds.aloft, None
-            self._early += self._land(self.rounds, flight)
+        if self.flying is not None:
+            self._early += self.flying.land()
 
     def _with_pages(self, sequences: list[Sequence]) -> list[Sequence]:
         """Those that have a page for their next token; making room may have preempted some."""
@@ -276,7 +248,7 @@ class Engine:
         for s, draft in zip(sequences, drafts, strict=True):
             first.append(len(step.sample))
             rows += add_rows(step, s, draft, self.runner.rules.max_rows, self.runner.kv.page_size)
-        hidden = self.drafting.hidden(sequences)
+        hidden = self.drafting.loaded.hidden(sequences)
         logits, taps = self.runner.run(step, hidden)
         states = dict(zip(hidden, taps, strict=True))
         sampled = sample_finite(logits, rows) if rows else []
@@ -296,7 +268,7 @@ class Engine:
             keep_path(self.runner.kv, s, draft, replayed, accepted)
             tokens = [*(draft.tokens[i] for i in accepted), bonus]
             self.drafting.settle(s, draft, accepted, tokens)
-            deltas.append(self._commit(s, tokens, logits, [at, *(at + 1 + i for i in accepted)]))
+            deltas.append(self.answers.commit(s, tokens, logits, [at, *(at + 1 + i for i in accepted)]))
         return deltas
 
     def _feed(self, s: Sequence, states: Mapping[int, Tensor], start: int, replayed: int, accepted: Rows[int]) -> None:
@@ -304,49 +276,4 @@ class Engine:
         them of the accepted nodes."""
         if states:
             rows = [*range(start, start + replayed), *(start + replayed + node for node in accepted)]
-            self.drafting.feed(s, s.computed, states, rows)
-
-    def _commit(self, s: Sequence, tokens: Rows[int], logits: Tensor, rows: Rows[int]) -> Delta:
-        """Append tokens one by one until one of them ends the answer. ``rows`` are their rows in ``logits``."""
-        if tokens[0] == NO_TOKEN:
-            return self._fail(s)
-        if self.faults is not None:
-            tokens = self.faults.flip(tokens)
-        params, reason = s.submission.params, None
-        kept: list[int] = []
-        for token in tokens:
-            if token == NO_TOKEN:  # the next step begins at this row and fails the sequence
-                break
-            kept.append(token)
-            s.tokens.append(token)
-            reason = finish_reason(s, token, self._eos, self.runner.model.spec.max_len)
-            if reason is not None:
-                break
-        s.sampler.advance(kept)
-        s.computed = min(s.computed, len(s.tokens) - 1)
-        delta = Delta(s.id, kept)
-        if params.logprobs is not None:
-            delta.logprobs = token_logprobs(logits[list(rows[: len(kept)])], kept, params.logprobs, self._vocab)
-        if s.num_output == len(kept):
-            s.stats.first_token_s = self._clock() - s.arrival
-            if params.prompt_logprobs is not None:
-                delta.prompt_logprobs = s.prompt_logprobs
-        s.stats.steps += 1
-        if reason is not None:
-            return self._finish(s, delta, reason)
-        self.scheduler.publish(s)
-        return delta
-
-    def _finish(self, s: Sequence, delta: Delta, reason: FinishReason) -> Delta:
-        delta.finish_reason = reason
-        delta.stop_token = delta.tokens[-1] if reason == "stop" else None
-        delta.stats = finished_stats(s)
-        self._controller.observe_answer(s.group, s.num_output)
-        self.scheduler.remove(s)
-        return delta
-
-    def _fail(self, s: Sequence) -> Delta:
-        """The target gave no number for this sequence's next token; nobody else's answer is touched."""
-        error = EngineFailed("the target's logits are not finite for this request", code="bad_logits")
-        self.scheduler.remove(s)
-        return Delta(s.id, finish_reason="error", error=error.info(), stats=finished_stats(s))
+            self.drafting.loaded.feed(s, s.computed, states, rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Rows
 
 from torch import Tensor
 
-from specproxy.engine.drafting import Draft
+from specproxy.engine.drafts import Draft
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import Step, is_chain
 from specproxy.errors import BadLogits

@@ -21,7 +21,7 @@ from specproxy.vocabulary import MAX_TREE_NODES, SamplingParams
 
 if TYPE_CHECKING:
     from specproxy.engine.loop import Engine
-    from specproxy.engine.rounds import Rounds
+    from specproxy.engine.round_graphs import RoundGraphs
 
 CONTEXT = 300
 STEP_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -104,13 +104,13 @@ class Warmup:
             if rows <= len(self._tables) and k <= drafter.needs.max_k
         }
 
-    def rounds(self, drafter: Drafter, rounds: Rounds, costs: CostTable) -> dict[tuple[int, int], float]:
+    def rounds(self, drafter: Drafter, graphs: RoundGraphs, costs: CostTable) -> dict[tuple[int, int], float]:
         """As ``chains``, of what drafting adds to a step in a round."""
         found = {}
         for count in CHAIN_ROWS:
             for k in ROUND_LENGTHS if count == 1 else ROUND_LENGTHS[::2]:
                 if count <= len(self._tables) and k <= drafter.needs.max_k:
-                    seconds = rounds.time(drafter.name, k, self._tables[:count], self._context, REPEATS)
+                    seconds = graphs.time(drafter.name, k, self._tables[:count], self._context, REPEATS)
                     found[count, k] = max(LEAST_CHAIN, seconds - costs.step(count * (k + 1)))
         return found
 
@@ -172,7 +172,7 @@ def measure_chains(engine: Engine, vocab_size: int, drafter: Drafter) -> tuple[d
     with closing(Warmup(engine.runner, engine.scheduler.pool, vocab_size)) as warmup:
         catch_up = warmup.catch_up(drafter)
         if engine.rounds is not None and drafter.needs.lanes:
-            return warmup.rounds(drafter, engine.rounds, engine.drafting.costs), catch_up
+            return warmup.rounds(drafter, engine.rounds.graphs, engine.drafting.costs), catch_up
         return warmup.chains(drafter), catch_up
 
 

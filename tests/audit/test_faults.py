@@ -59,7 +59,7 @@ def test_flipped_tokens_are_found(engine: Auditing, mini: Records) -> None:
         assert spoilt.flipped == before
         assert "FAULTS ON" in engine.driver.assembled.numerics.detail
     finally:
-        engine.driver.engine.faults = None
+        engine.driver.engine.answers.faults = None
 
 
 def test_noise_that_depends_on_the_step_is_found(
@@ -166,19 +166,19 @@ def test_a_fault_that_is_none_is_refused(engine: Auditing, text: str) -> None:
     """The variable takes flip_token:N and nothing else."""
     with pytest.raises(ConfigError, match="flip_token:N"):
         faults.inject_wanted(engine.driver.assembled, {faults.VARIABLE: text}, print)
-    assert engine.driver.engine.faults is None
+    assert engine.driver.engine.answers.faults is None
 
 
 def test_no_fault_is_put_in_unasked(engine: Auditing) -> None:
     """Without the variable nothing is touched; with it, the output says so."""
     faults.inject_wanted(engine.driver.assembled, {"SPECPROXY_FAULTS": "flip_token:3"}, print)
-    assert engine.driver.engine.faults is None
+    assert engine.driver.engine.answers.faults is None
     said: list[str] = []
     try:
         faults.inject_wanted(engine.driver.assembled, {faults.VARIABLE: "flip_token:500"}, said.append)
         assert "one accepted token in 500 is flipped" in said[0]
     finally:
-        engine.driver.engine.faults = None
+        engine.driver.engine.answers.faults = None
 
 
 def test_flips_are_counted_over_accepted_tokens() -> None:

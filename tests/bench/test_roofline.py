@@ -1,8 +1,6 @@
-"""The parts of a step: what each moves, and that each runs as it is measured."""
+"""The parts of a step: what each moves, and that each runs as it is measured. Kernels: ``tests/gpu_kernels``."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
@@ -52,24 +50,6 @@ def test_attention_moves_the_keys_and_values_of_its_context() -> None:
     parts = list(attention_parts(SMALL, 100))
     assert [part.bytes for part in parts] == [2 * ((100 + n) * 2 * 2 * 32 + 2 * n * 4 * 32) for n in PART_ROWS]
     assert all(bool(torch.isfinite(torch.as_tensor(part.copies[0]())).all()) for part in parts)
-
-
-def test_every_kernel_runs_as_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the interpreter: each kernel of a step and the library's products."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("kernels are compiled here, and take no tensors of the CPU")
-    from specproxy.bench.roofline_device import device_makers
-
-    monkeypatch.setitem(roofline.COLD_BYTES, "cpu", 1)
-    found = {}
-    for make in device_makers(SMALL):
-        for part in make():
-            if part.rows == 1:  # sixteen rows are another shape of the same programs, and take the interpreter long
-                part.copies[-1]()
-            found[part.name.split(",")[0].split(" ")[0], part.rows] = part.bytes
-    kernels = {"qkv", "o", "down", "head", "gate", "add_norm", "rotate_and_store", "draw"}
-    assert set(found) == {*((name, n) for name in kernels for n in PART_ROWS), ("tree_walk", 1), ("compact", 1)}
-    assert found["compact", 1] == 2 * 8 * 8 * 2 * (2 * 2 * 32) * 2
 
 
 def test_products_are_summed_over_a_step_and_compared_with_the_librarys() -> None:

@@ -96,11 +96,11 @@ def submissions(
 
 def by_steps(driver: Driver, asked: Sequence[Submission]) -> list[Answer]:
     """What ordinary steps say, one sequence at a time, without drafts."""
-    engine, rounds = driver.engine, driver.engine.rounds
-    engine.rounds = None
+    engine, flying = driver.engine, driver.engine.flying
+    engine.flying = None
     plain = [driver.submission(s.prompt, OFF, seed=s.seed, params=s.params) for s in asked]
     answers = [driver.run([one])[0] for one in plain]
-    engine.rounds = rounds
+    engine.flying = flying
     return answers
 
 
@@ -128,10 +128,10 @@ def test_drafted_rounds(
     chosen = decision(name, 4)
     asked = submissions(driver, mini[:3], chosen)
     expected = by_steps(driver, asked)
-    engine, held = driver.engine, driver.engine.rounds
-    engine.rounds = None
+    engine, held = driver.engine, driver.engine.flying
+    engine.flying = None
     steps = sum(answer.stats.steps for answer in driver.run(submissions(driver, mini[:3], chosen)))
-    engine.rounds = held
+    engine.flying = held
     flights.clear()
     together = driver.run(asked)
     alone = [driver.run([one])[0] for one in submissions(driver, mini[:3], chosen)]
@@ -265,8 +265,8 @@ def test_an_arrival_in_mid_flight(
 
     for _ in numbers:
         step()
-    assert driver.engine.rounds is not None
-    assert driver.engine.rounds.aloft is not None
+    assert driver.engine.flying is not None
+    assert driver.engine.flying.aloft is not None
     driver.engine.submit(second)
     while not driver.engine.idle:
         step()

@@ -9,6 +9,7 @@ from specproxy.kernels.compact import compact, compact_reference
 from specproxy.kernels.draw import draw, draw_reference
 from specproxy.kernels.paged import KVBuffers, LayerShape
 from specproxy.kernels.tree_walk import tree_walk, tree_walk_reference
+from tests.support.capturing import capture
 from tests.support.drawing import CUTS, PLAIN, draw_rows
 
 pytestmark = pytest.mark.gpu
@@ -86,15 +87,7 @@ def test_a_step_can_be_captured() -> None:
         compact(kv, tables, root, found.accepted, found.length)
         return drawn.tokens, *found
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        drawn, *found = work()
+    graph, (drawn, *found) = capture(work)
     moved = 0
     for seed in range(5):
         x.copy_(_logits(len(lane_of), VOCAB, seed=seed))

@@ -9,6 +9,7 @@ import torch
 
 from specproxy.heads.device_parts import DeviceAttention
 from tests.drafters.lane_life import House, Life, Place, Rounds, Start, both, house
+from tests.support.capturing import capture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -47,15 +48,7 @@ def test_a_captured_draft_is_the_draft(home: House, kind: str) -> None:
         rounds.lanes.begin()
         return rounds.drafter.draft(rounds.lanes, form)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        chains = work()
+    graph, chains = capture(work)
     for counts in ([1, 3, 2], [4, 1, 1], [2, 2, 2]):
         graph.replay()
         assert chains[[0, 1, 3]].tolist() == plain.propose(k)

@@ -11,6 +11,7 @@ from torch import Tensor
 from specproxy.kernels.attention import Scoring, Span
 from specproxy.kernels.ragged_attention import RaggedAttention, plan_ragged, ragged_reference
 from specproxy.kernels.ragged_rows import RaggedRows, RowShape
+from tests.support.capturing import capture
 from tests.support.ragged import PAGE, Field, ancestor_words
 
 DEVICE = "cuda"
@@ -124,11 +125,7 @@ def test_a_graph_serves_other_rows_than_it_was_captured_with() -> None:
     host, rows = RaggedRows.allocate(shape, "cpu"), RaggedRows.allocate(shape, DEVICE)
     q = field.queries[:16].clone()
     plan = RaggedAttention(rows, 80 * PAGE, group=group)
-    plan.attend(field.kv, 0, q, Scoring(scale))
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = plan.attend(field.kv, 0, q, Scoring(scale))
+    graph, out = capture(lambda: plan.attend(field.kv, 0, q, Scoring(scale)))
     one, two, far = field.table(400), field.table(400), field.table(4300)
     steps = [
         [Span(0, 16, 120, one)],
