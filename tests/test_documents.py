@@ -89,6 +89,24 @@ def test_the_policy_of_the_readme_is_a_policy(tmp_path: Path) -> None:
     assert policies.warnings == ()
 
 
+def test_the_walk_through_is_a_policy_before_and_after_its_edit(tmp_path: Path) -> None:
+    """The set that the README writes, and what its sed makes of it: the gate is on, and one route gets a drafter."""
+    script = next(body for body in blocks("README.md", "bash") if "cat > demo/all.yaml" in body)
+    before = script.partition("<<'END'\n")[2].partition("END\n")[0]
+    (edit,) = re.findall(
+        r"^sed -i 's/(.+)/(.+)/' demo/all.yaml$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    found = []
+    for text in (before, before.replace(*edit)):
+        (tmp_path / "all.yaml").write_text(text, encoding="utf-8")
+        policies = PolicySet.load(tmp_path, Catalogue.from_config(load_start_config()))
+        assert policies.warnings == ()
+        assert [route.effective.settings.gate.mode for route in policies.routes] == ["auto", "auto"]
+        found.append([route.decision for route in policies.routes])
+    assert [decision.drafters for decision in (found[0][0], found[1][0])] == [(), ("ngram",)]
+    assert found[0][1] == found[1][1]
+
+
 def test_the_example_configuration_shows_the_defaults() -> None:
     """The example loads, and differs from the defaults only where it says so."""
     example, default = load_start_config(ROOT / "examples" / "specproxy.yaml"), load_start_config()

@@ -20,7 +20,8 @@ CLONES = "!bench.yaml"
 def derive(source: Path, target: Path, arms: Sequence[Arm] = (), *, exactness: str | None = None) -> None:
     """Write the set of ``source`` into the folder ``target``, changed so that every arm can be served by it.
 
-    Every route lets a request switch speculation off, and none holds out a share of its own. For an arm that chooses
+    Every route lets a request switch speculation off, and none holds out a share of its own, has its answers audited or
+    computed again in shadow: all of that would run beside what is measured. For an arm that chooses
     its drafter, each route is repeated with that choice, behind a condition on the header that names the arm.
     ``exactness`` (bitwise or numeric) replaces what the routes say. Raises StartError where the folder holds no
     readable set; whether it is a *right* set is for the server to say.
@@ -28,7 +29,7 @@ def derive(source: Path, target: Path, arms: Sequence[Arm] = (), *, exactness: s
     files = sorted(source.glob("*.yaml"))
     if not files:
         raise StartError(f"{source}: holds no policy files (*.yaml)")
-    forced: dict[str, Any] = {"override": True, "hold_out": 0}
+    forced: dict[str, Any] = {"override": True, "hold_out": 0, "audit": {"fraction": 0}, "shadow": {"fraction": 0}}
     if exactness is not None:
         forced["exactness"] = exactness
     documents = {file.name: _read(file) for file in files}

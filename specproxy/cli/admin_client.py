@@ -43,7 +43,8 @@ class _Revisions(Struct):
 
 
 class AdminClient:
-    """Asks one server; an asynchronous context manager. ``url``: ``http://host:port``, or ``unix:/path/of/socket``.
+    """Asks one server; an asynchronous context manager. ``url``: ``http://host:port``, or ``unix:/path/of/socket``,
+    where ``key`` may be empty.
 
     Every call raises AdminRefused where the server refuses, with its words, or where nothing answers as the API does.
     """
@@ -57,19 +58,21 @@ class AdminClient:
 
     @classmethod
     def from_config(cls, config: AdminConfig, env: Mapping[str, str] = os.environ, url: str | None = None) -> Self:
-        """The server of a start configuration, or the one at ``url``. The key is the value of the variable that
-        ``admin.key_env`` names. Raises ConfigError where that is not set."""
-        key = env.get(config.key_env, "")
-        if not key:
+        """The server of a start configuration, or the one at ``url``. The key is the first one in the variable that
+        ``admin.key_env`` names. Raises ConfigError where there is none; a Unix socket may go without."""
+        key = env.get(config.key_env, "").partition(",")[0].strip()
+        if url is None:
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            url = f"{UNIX}{config.socket}" if config.socket else f"http://{host}:{config.port}"
+        if not key and not url.startswith(UNIX):
             raise ConfigError(f"{config.key_env} is not set; expected the admin API's key there, as the server has it")
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        return cls(url or f"http://{host}:{config.port}", key)
+        return cls(url, key)
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.UnixConnector(self._socket) if self._socket is not None else aiohttp.TCPConnector()
         self._session = aiohttp.ClientSession(
             connector=connector,
-            headers={"authorization": f"Bearer {self._key}"},
+            headers={"authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
         )
         return self

@@ -1,4 +1,4 @@
-"""Checks of a whole set beyond its types: names, ranges, what the machine at hand can do, what takes effect when."""
+"""Checks of a whole set beyond its types: names, ranges, what the machine at hand can do."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from specproxy.config.yaml_reader import KeyPath, Problem
 from specproxy.policy.catalogue import AUTO, Catalogue, DrafterSpec
 from specproxy.policy.inherit import Effective, Range, as_names, k_range, speculation
 from specproxy.policy.reading import Findings, RouteSource, Source, did_you_mean
-
-LATER = ("audit", "shadow", "hold_out", "gate")
-"""Keys that are parsed and checked, and take effect with a later version."""
 
 Fault = tuple[KeyPath, str]
 
@@ -157,31 +154,16 @@ def check_capture(source: Source, captures: bool, catalogue: Catalogue, findings
 
 
 def check_set(source: Source, findings: Findings) -> None:
-    """Check what only the whole set shows: a catch-all, and keys that wait for later versions."""
+    """Check what only the whole set shows: a catch-all, and upstreams, which wait for a later version."""
     if source.complete and not any(not route.match for route in source.routes):
         last = source.routes[-1].document.file if source.routes else str(source.directory)
         message = "no route takes every request; expected a last route without match, such as name: default"
         findings.errors.append(Problem(last, 0, "routes", message))
-    for path, report in _written(source):
-        if path[0] in LATER:
-            findings.notes.append(report(path[:1], "is checked now and takes effect with a later version"))
-        elif path[0] == "backend":
-            findings.notes.append(
-                report(path, "upstreams take effect with a later version; until then the engine serves")
-            )
-
-
-def _written(source: Source) -> Iterator[tuple[KeyPath, Callable[[KeyPath, str], Problem]]]:
-    """Top-level keys of the defaults and of every route, with a way to report them. Backends: other than the engine."""
-    layers: list[tuple[dict[str, object], Callable[[KeyPath, str], Problem]]] = []
-    if source.defaults is not None:
-        defaults = source.defaults
-        layers.append((dict(defaults.mapping), lambda p, m: defaults.document.problem((*defaults.path, *p), m)))
-    layers += [(dict(route.layer.mapping), route.problem) for route in source.routes]
-    for mapping, report in layers:
-        for key, value in mapping.items():
-            if key != "backend" or value not in ("engine", ["engine"]):
-                yield (key,), report
+    layers = [] if source.defaults is None else [source.defaults]
+    for layer in (*layers, *(route.layer for route in source.routes)):
+        if layer.mapping.get("backend", "engine") not in ("engine", ["engine"]):
+            message = "upstreams take effect with a later version; until then the engine serves"
+            findings.notes.append(layer.document.problem((*layer.path, "backend"), message))
 
 
 def route_problems(route: RouteSource, findings: Findings) -> Callable[[KeyPath, str], None]:

@@ -1,7 +1,8 @@
-"""A request's own wish about its speculation, where its route allows one.
+"""A request's own wishes: about its speculation, where its route allows one, and to stay out of shadow traffic.
 
 Header ``x-specproxy-speculate: off | NAME[;k=N]``, or body ``specproxy: {speculate: …}`` with the same text, false, or
-a mapping with ``drafters`` and ``k`` as in a policy file. NAME may be ``auto``.
+a mapping with ``drafters`` and ``k`` as in a policy file. NAME may be ``auto``. Any request may say ``specproxy:
+{shadow: false}``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ _HEADER = re.compile(r"\s*(?P<name>[A-Za-z0-9_.-]+)\s*(;\s*k\s*=\s*(?P<k>\d{1,4}
 _FIELD = f"{OVERRIDE_FIELD}.speculate"
 _CODE = "speculation_override_refused"
 
+OWN_KEYS = ("speculate", "shadow")
+"""Keys of the body's field ``specproxy``."""
+
 
 class Override(Struct, frozen=True):
     """What a request asks for. ``drafters`` empty: nothing may be drafted. ``k``: as written, checked already; what it
@@ -44,6 +48,13 @@ def parse_override(facts: Facts) -> Override | None:
     return header if header is not None else body
 
 
+def stays_out_of_shadow(facts: Facts, header: str) -> bool:
+    """Whether the request must not be computed again to compare candidates: it has the header of this name, or says so
+    in its body (``parse_override`` has refused what is malformed there)."""
+    body = facts.override_body
+    return header.lower() in facts.headers or (isinstance(body, dict) and body.get("shadow") is False)
+
+
 def _from_text(text: str, param: str) -> Override:
     match = _HEADER.match(text)
     if match is None or (match["name"] == OFF and match["k"]):
@@ -55,11 +66,16 @@ def _from_body(body: object) -> Override | None:
     if body is None:
         return None
     if not isinstance(body, dict):
-        raise _refusal(f"{OVERRIDE_FIELD}: expected a mapping with speculate, got {show(body)}", OVERRIDE_FIELD)
+        known = " or ".join(OWN_KEYS)
+        raise _refusal(f"{OVERRIDE_FIELD}: expected a mapping with {known}, got {show(body)}", OVERRIDE_FIELD)
     for key in body:
-        if key != "speculate":
-            hint = suggest(str(key), ["speculate"]) or "; known: speculate"
+        if key not in OWN_KEYS:
+            hint = suggest(str(key), list(OWN_KEYS)) or f"; known: {', '.join(OWN_KEYS)}"
             raise _refusal(f"{OVERRIDE_FIELD}: unknown key {show(key)}{hint}", f"{OVERRIDE_FIELD}.{key}")
+    shadow = body.get("shadow")
+    if shadow is not None and not isinstance(shadow, bool):
+        param = f"{OVERRIDE_FIELD}.shadow"
+        raise InvalidRequest(f"{param}: expected true or false, got {show(shadow)}", param=param)
     wish = body.get("speculate")
     if wish is None:
         return None

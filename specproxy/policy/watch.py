@@ -6,12 +6,15 @@ A stream keeps the Decision that it began with; whoever asks next gets the new s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
 from msgspec import Struct
 from watchfiles import awatch
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from specproxy.errors import PolicyError
 from specproxy.policy.catalogue import Catalogue
@@ -92,7 +95,9 @@ class PolicyStore:
         return self.reload()
 
     async def watch(self) -> None:
-        """Reload on every change of a policy file, until cancelled."""
+        """Reload on every change of a policy file, until cancelled. Where the system cannot watch the folder, such as
+        where inotify is exhausted, the files are looked at every POLL_S seconds until it can."""
+        told = False
         while True:
             try:
                 changes = awatch(
@@ -105,9 +110,18 @@ class PolicyStore:
                 )
                 async for _ in changes:
                     await self._refresh()
-            except OSError:
-                # The folder itself is gone or being replaced; it may come back under the same name.
-                await self._refresh()
+            except (OSError, WatchfilesRustInternalError) as error:
+                # No watches or handles are left; or the folder itself is gone, and may come back under the same name.
+                if not told:
+                    structlog.get_logger().warning(
+                        "policy files cannot be watched; they are looked at every now and then",
+                        folder=str(self.directory),
+                        seconds=POLL_S,
+                        reason=str(error),
+                    )
+                    told = True
+                with contextlib.suppress(OSError):
+                    await self._refresh()
                 await asyncio.sleep(POLL_S)
 
     async def _refresh(self) -> None:

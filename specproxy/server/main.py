@@ -231,10 +231,8 @@ async def _first_of(*waits: Coroutine[None, None, object], timeout_s: float) -> 
 async def _cancelled(task: asyncio.Task[None]) -> None:
     """Cancel a task and see it end."""
     task.cancel()
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await task
-    except asyncio.CancelledError:
-        pass  # That is what was asked.
 
 
 def _fetched_context(path: str) -> ApiContext:

@@ -1,10 +1,12 @@
-"""An admin API over a real gate store, on a socket of its own, with a key."""
+"""An admin API over a real gate without an engine, on a socket of its own, with a key."""
 
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import AsyncIterator, Iterator
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +18,30 @@ import pytest
 from specproxy.cli.admin_client import AdminClient
 from specproxy.config.keys import KeyRing, load_keys
 from specproxy.config.schema import AdminConfig, KeysConfig
-from specproxy.gate.rules import rules_for
-from specproxy.gate.sqlite_store import SqliteStore
-from specproxy.gate.states import GateState, Move, new_state
-from specproxy.gate.store import Revision, Transition
+from specproxy.gate.orders import Order
+from specproxy.gate.read_only import ReadOnlyStore
+from specproxy.gate.states import GateState
+from specproxy.gate.store import AuditEntry
 from specproxy.policy.catalogue import Catalogue, DrafterSpec
 from specproxy.policy.policy import PolicySet
-from specproxy.policy.schema import Gate, Settings
+from specproxy.policy.watch import PolicyStore
 from specproxy.server.admin.app import serving
 from specproxy.server.admin.claim import claim_admin, release, url_of
+from specproxy.server.admin.operator import RevisionInfo
+from specproxy.server.engine_backend import EngineBackend
+from specproxy.server.gating.gate import Gate
+from specproxy.server.gating.operator import GateOperator
+from specproxy.server.gating.traffic import RouteTraffic
+from specproxy.server.metrics import Metrics
 from tests.gate.builders import observed
-from tests.support.operator import Numbers, StoreOperator, to
 
 PROVEN = 1200
 """Live pairs after which every margin is proven."""
 
 KEY = "the-operators-own-key"
-OLD, NEW = "a" * 64, "b" * 64
 POLICY = """\
 version: 1
+defaults: {gate: {mode: auto, min_samples: 60}}
 routes:
   - name: code
     match: {metadata: {kind: code}}
@@ -42,50 +49,102 @@ routes:
   - name: default
 """
 CATALOGUE = Catalogue(drafters=(DrafterSpec("ngram", "ngram", 16, None, "n1"),), exactness="bitwise")
-SETTINGS = Settings(gate=Gate(min_samples=60))
 
 
-def hand_in(store: SqliteStore, route: str, revision: str, **seen: Any) -> GateState:
-    """A revision in phase shadow, with this evidence."""
-    now = time.time() - 3600
-    state = new_state(route, revision, now)
-    content = Revision(
-        route=route, revision=revision, position=0, match={}, settings=msgspec.to_builtins(SETTINGS),
-        drafters={"ngram": "f00"}, created=now,
-    )  # fmt: skip
-    evidence = observed(rules_for(SETTINGS), **seen)
-    state = store.submit(content, Transition(Move(state, state, "edited"), "file watcher", now, evidence))
-    for phase in ("validated", "shadow"):
-        (state,) = store.commit([Transition(to(state, phase), "gate", now + 60)])
-    return state
+def revision_of(text: str, route: str = "code") -> str:
+    """The revision of a route of a policy file: a function of its text."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "code.yaml").write_text(text)
+        policies = PolicySet.load(Path(folder), CATALOGUE)
+    return next(found.decision.revision for found in policies.routes if found.name == route)
 
 
-def activate(store: SqliteStore, state: GateState) -> GateState:
-    """Make a revision the active one of its route, in place of none."""
-    (state,) = store.commit([Transition(to(state, "active"), "gate", time.time() - 1800)])
-    return state
+EDITED = POLICY.replace("k: 4", "k: 2")
+OLD, NEW = revision_of(POLICY), revision_of(EDITED)
+
+
+class PausedOperator(GateOperator):
+    """The operator of a server. ``pause`` is awaited before each order, for tests of what happens meanwhile."""
+
+    def __init__(self, gate: Gate, state: Path) -> None:
+        super().__init__(gate)
+        self.gate, self.file = gate, state
+        self.pause: Callable[[], Any] | None = None
+
+    async def order(
+        self, route: str, action: Order, revision: str, *, reason: str, actor: str, etag: str, force: bool
+    ) -> RevisionInfo:
+        """As the protocol says."""
+        if self.pause is not None:
+            await self.pause()
+        return await super().order(route, action, revision, reason=reason, actor=actor, etag=etag, force=force)
+
+    async def edit(self, text: str) -> None:
+        """The policy file says something else now, and the gate has taken it over."""
+        (self.gate.policies.directory / "code.yaml").write_text(text)
+        self.gate.policies.reload()
+        await self.gate.tick()
+
+    async def prove(self, route: str, **seen: Any) -> None:
+        """The candidate of a route has shown this; the gate has looked at it."""
+        change = self.gate.book.change
+        assert change is not None
+        member = change.members[route]
+        member.evidence = observed(member.rules, **seen)
+        await self.gate.tick()
+
+    @property
+    def listeners(self) -> int:
+        """Who waits for changes."""
+        return len(self.gate.book._listeners)
+
+    def entries(self) -> list[AuditEntry]:
+        """The audit log as it stands on disk."""
+        with closing(ReadOnlyStore(self.file)) as store:
+            return store.log(limit=100_000)
+
+    def verify(self) -> int:
+        """The number of entries, after the chain was walked."""
+        with closing(ReadOnlyStore(self.file)) as store:
+            return store.verify()
+
+    def states(self, route: str = "code") -> list[GateState]:
+        """A route's revisions as they stand on disk, oldest first."""
+        with closing(ReadOnlyStore(self.file)) as store:
+            return store.states(route)
+
+    def state(self, revision: str = NEW) -> GateState:
+        """A revision of route ``code`` as it stands on disk."""
+        return next(state for state in self.states() if state.revision == revision)
+
+    def damage(self, *statements: str) -> None:
+        """Change the file behind the gate's back."""
+        with closing(sqlite3.connect(self.file, isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    """Route ``code`` with an active revision and a candidate that has proven all; ``default`` with an active one."""
-    opened = SqliteStore(tmp_path / "gate.db")
-    activate(opened, hand_in(opened, "code", OLD))
-    activate(opened, hand_in(opened, "default", "c" * 64))
-    hand_in(opened, "code", NEW, shadow=400, live=PROVEN, audits=320)
-    yield opened
-    opened.close()
+def texts() -> tuple[str, str]:
+    """What the policy file says at the start, and after an edit."""
+    return POLICY, EDITED
 
 
 @pytest.fixture
-def operator(store: SqliteStore, tmp_path: Path) -> StoreOperator:
-    """Obeys over the store."""
-    folder = tmp_path / "policies"
+async def operator(tmp_path: Path, texts: tuple[str, str]) -> AsyncIterator[PausedOperator]:
+    """Route ``code`` with an active revision and a canary that has proven all but its answers at this step; ``default``
+    with an active one."""
+    folder, state = tmp_path / "policies", tmp_path / "gate.db"
     folder.mkdir()
-    (folder / "code.yaml").write_text(POLICY)
-    made = StoreOperator(store, PolicySet.load(folder, CATALOGUE), CATALOGUE)
-    made.numbers["code"] = Numbers(requests=3)
-    return made
+    (folder / "code.yaml").write_text(texts[0])
+    gate = Gate(PolicyStore(folder, CATALOGUE), EngineBackend(), Metrics())
+    await gate.open(state)
+    made = PausedOperator(gate, state)
+    await made.edit(texts[1])
+    await made.prove("code", shadow=400, live=PROVEN, audits=320)
+    gate.traffic.routes["code"] = RouteTraffic(requests=3)
+    yield made
+    await gate.close()
 
 
 @dataclass
@@ -93,7 +152,7 @@ class Admin:
     """A running API."""
 
     url: str
-    operator: StoreOperator
+    operator: PausedOperator
     http: aiohttp.ClientSession
 
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -113,7 +172,7 @@ def ring(*keys: str) -> KeyRing:
 
 
 @pytest.fixture
-async def admin(operator: StoreOperator) -> AsyncIterator[Admin]:
+async def admin(operator: PausedOperator) -> AsyncIterator[Admin]:
     """The API on a free port of the loopback interface."""
     config = AdminConfig(port=0)
     listener = claim_admin(config, {config.key_env: KEY})

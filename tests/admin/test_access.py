@@ -17,8 +17,7 @@ from specproxy.errors import AdminRefused, ConfigError
 from specproxy.server.admin.app import serving
 from specproxy.server.admin.assets import PUBLIC
 from specproxy.server.admin.claim import claim_admin, release, url_of
-from tests.admin.conftest import KEY, NEW, Admin, ring
-from tests.support.operator import StoreOperator
+from tests.admin.conftest import KEY, NEW, Admin, PausedOperator, ring
 
 PATHS = [
     ("GET", "/admin/v1/status"),
@@ -49,7 +48,7 @@ async def test_everything_needs_the_key(admin: Admin, method: str, path: str, au
     ):
         assert (response.status, (await response.json())["error"]["code"]) == (401, "invalid_api_key")
         assert response.headers["www-authenticate"] == "Bearer"
-    assert admin.operator.switches == {}
+    assert admin.operator.gate.book.kills == []
 
 
 async def test_a_key_in_the_url_is_no_key(admin: Admin) -> None:
@@ -58,7 +57,7 @@ async def test_a_key_in_the_url_is_no_key(admin: Admin) -> None:
         assert response.status == 401
 
 
-async def test_each_of_several_keys_is_an_actor_of_its_own(operator: StoreOperator) -> None:
+async def test_each_of_several_keys_is_an_actor_of_its_own(operator: PausedOperator) -> None:
     """The log tells whose key it was, and no header can say otherwise."""
     config = AdminConfig(port=0)
     listener = claim_admin(config, {config.key_env: "one,two"})
@@ -73,7 +72,7 @@ async def test_each_of_several_keys_is_an_actor_of_its_own(operator: StoreOperat
             ):
                 assert response.status == 200
     release(listener, config)
-    first, second = (entry.actor for entry in operator.store.log()[-2:])
+    first, second = (entry.actor for entry in operator.entries()[-2:])
     assert first != second
     assert first.startswith("env-")
 
@@ -86,7 +85,7 @@ async def test_each_of_several_keys_is_an_actor_of_its_own(operator: StoreOperat
         ("127.0.0.1.x", 421),
     ],
 )  # fmt: skip
-async def test_only_names_that_are_known_are_answered(operator: StoreOperator, host: str, status: int) -> None:
+async def test_only_names_that_are_known_are_answered(operator: PausedOperator, host: str, status: int) -> None:
     """A name that was made to point here gets nothing; addresses and ``admin.names`` do."""
     config = AdminConfig(port=0, names=["Ops.example"])
     listener = claim_admin(config, {config.key_env: KEY})
@@ -134,7 +133,7 @@ async def test_answers_are_not_cached(admin: Admin) -> None:
         assert response.headers["cache-control"] == "no-store"
 
 
-async def test_a_unix_socket_needs_no_key_where_none_is_set(operator: StoreOperator, tmp_path: Path) -> None:
+async def test_a_unix_socket_needs_no_key_where_none_is_set(operator: PausedOperator, tmp_path: Path) -> None:
     """Only this user can open it; the actor is the user, and the path is gone afterwards."""
     path = tmp_path / "admin.sock"
     config = AdminConfig(socket=str(path))
@@ -145,11 +144,11 @@ async def test_a_unix_socket_needs_no_key_where_none_is_set(operator: StoreOpera
         tag = (await client.revisions("code"))[1].etag
         await client.order("pause", "code", NEW, reason="r", etag=tag)
     release(listener, config)
-    assert operator.store.log()[-1].actor in (f"uid-{os.getuid()}", "socket")
+    assert operator.entries()[-1].actor in (f"uid-{os.getuid()}", "socket")
     assert not path.exists()
 
 
-async def test_a_unix_socket_needs_the_key_where_one_is_set(operator: StoreOperator, tmp_path: Path) -> None:
+async def test_a_unix_socket_needs_the_key_where_one_is_set(operator: PausedOperator, tmp_path: Path) -> None:
     """A key is asked for wherever there is one."""
     config = AdminConfig(socket=str(tmp_path / "admin.sock"))
     listener = claim_admin(config, {})
@@ -163,7 +162,7 @@ async def test_a_unix_socket_needs_the_key_where_one_is_set(operator: StoreOpera
     release(listener, config)
 
 
-async def test_over_the_network_nothing_is_answered_without_a_key(operator: StoreOperator) -> None:
+async def test_over_the_network_nothing_is_answered_without_a_key(operator: PausedOperator) -> None:
     """Should anybody start it so, it still answers nobody."""
     config = AdminConfig(port=0)
     listener = claim_admin(config, {config.key_env: KEY})

@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 
-from specproxy.bundle import AuditBundle
+from specproxy.bundle import AuditBundle, AuditResult, Finding
 from specproxy.errors import AdminRefused
-from specproxy.server.admin.operator import BundleInfo, etag_of
+from specproxy.policy.request_file import as_envelope
+from specproxy.server.admin.operator import etag_of
+from specproxy.server.gating.audits import Audited, Kept
 from specproxy.vocabulary import Numerics, SamplingParams
-from tests.admin.conftest import NEW, OLD, POLICY, Admin, hand_in
+from tests.admin.conftest import EDITED, NEW, OLD, POLICY, Admin
+
+BOTH = EDITED.replace("name: default", "name: default\n    speculate: {drafters: [ngram], k: 3}")
+"""The edit, and one of the other route beside it."""
 
 BUNDLE = AuditBundle(
-    "req_1",
+    "m1",
     "fp",
     Numerics("fp", "cpu", "float32", "2", "bitwise", [1], 64, 1, 1, "fused"),
     [1, 2],
@@ -28,6 +33,7 @@ BUNDLE = AuditBundle(
     OLD,
     stop_token=4,
 )
+WRONG = AuditResult("m1", 0, "code", OLD, ("ngram",), "hard", findings=(Finding(3, "token", 4),))
 
 
 async def etag(admin: Admin, revision: str = NEW) -> str:
@@ -44,20 +50,20 @@ async def test_status_says_what_serves_and_what_is_on_its_way(admin: Admin) -> N
     assert (code["route"], code["revision"], code["requests"]) == ("code", OLD, 3)
     assert default["candidate"] is None
     candidate = code["candidate"]
-    assert (candidate["revision"], candidate["phase"], candidate["lacking"]) == (NEW, "shadow", [])
+    assert (candidate["revision"], candidate["phase"], candidate["lacking"]) == (NEW, "canary", [])
     assert {count["what"]: count["have"] for count in candidate["samples"]}["shadow pairs"] == 400
     assert candidate["speed"]["low"] > 0.03
     margins = {figure["finding"]["metric"]: figure["margin"] for figure in candidate["figures"]}
     assert {"ttft_p95", "structured", "tools", "stability", "cost"} <= {name for name, m in margins.items() if m}
-    assert status["log"] == admin.operator.store.verify()
+    assert status["log"] == admin.operator.verify()
 
 
 async def test_revisions_carry_the_etag_that_orders_need(admin: Admin) -> None:
     """Oldest first, each with its phase and the ETag of its state."""
     async with admin.client() as client:
         found = await client.revisions("code")
-    assert [(info.revision, info.phase) for info in found] == [(OLD, "active"), (NEW, "shadow")]
-    assert found[1].etag == etag_of(admin.operator.store.state("code", NEW)) == f'"{NEW[:12]}.3"'
+    assert [(info.revision, info.phase) for info in found] == [(OLD, "active"), (NEW, "canary")]
+    assert found[1].etag == etag_of(admin.operator.state()) == f'"{NEW[:12]}.4"'
 
 
 async def test_the_log_is_read_page_by_page(admin: Admin) -> None:
@@ -81,7 +87,7 @@ async def test_a_page_that_makes_no_sense_is_refused(admin: Admin, query: str) -
 
 async def test_files_are_validated_and_nothing_is_kept(admin: Admin) -> None:
     """A valid set names the routes that would be candidates; a broken one every problem with its line."""
-    before = admin.operator.store.verify()
+    before = admin.operator.verify()
     async with admin.client() as client:
         good = await client.validate({"code.yaml": POLICY.replace("k: 4", "k: 2")})
         bad = await client.validate({"code.yaml": "version: 1\nroutes:\n  - name: [\n"})
@@ -91,7 +97,7 @@ async def test_files_are_validated_and_nothing_is_kept(admin: Admin) -> None:
     assert "code.yaml:4" in bad["problems"][0]
     assert not unloaded["valid"]
     assert "eagle" in unloaded["problems"][0]
-    assert admin.operator.store.verify() == before
+    assert admin.operator.verify() == before
 
 
 async def test_a_request_is_explained(admin: Admin) -> None:
@@ -105,7 +111,8 @@ async def test_a_request_is_explained(admin: Admin) -> None:
 
 async def test_a_plan_shows_whose_traffic_moves(admin: Admin) -> None:
     """Over the last requests; files that are no valid set are a clear error."""
-    admin.operator.requests = [{"messages": [], "metadata": {"kind": "code"}}, {"messages": []}]
+    for body in ({"messages": [], "metadata": {"kind": "code"}}, {"messages": []}):
+        admin.operator.gate.decide(as_envelope(body, "request").facts())
     async with admin.client() as client:
         found = await client.plan({"code.yaml": POLICY.replace("kind: code", "kind: prose")})
         assert [(flow.before, flow.after, flow.requests) for flow in found.flows] == [("code", "default", 1)]
@@ -139,7 +146,7 @@ async def test_pause_resume_and_resubmit(admin: Admin) -> None:
         paused = await client.order("pause", "code", NEW, reason="holiday", etag=await etag(admin))
         assert paused["phase"] == "paused"
         resumed = await client.order("resume", "code", NEW, reason="back", etag=paused["etag"])
-        assert resumed["phase"] == "shadow"
+        assert resumed["phase"] == "canary"
         gone = await client.order("rollback", "code", NEW, reason="no", etag=resumed["etag"])
     body = {"revision": NEW, "reason": "fixed the drafter"}
     status, again = await admin.ask("POST", "/routes/code/resubmit", body, If_Match=gone["etag"])
@@ -148,14 +155,16 @@ async def test_pause_resume_and_resubmit(admin: Admin) -> None:
 
 async def test_a_promotion_without_proof_needs_force(admin: Admin) -> None:
     """It is refused with what is missing; with force it is done and the log says so."""
-    bare = hand_in(admin.operator.store, "default", "d" * 64)
-    body = {"revision": "d" * 64, "reason": "I know"}
+    await admin.operator.edit(BOTH)
+    bare = admin.operator.states("default")[-1]
+    assert bare.phase == "shadow"
+    body = {"revision": bare.revision, "reason": "I know"}
     status, refused = await admin.ask("POST", "/routes/default/promote", body, If_Match=etag_of(bare))
     assert (status, refused["error"]["code"]) == (409, "illegal_move")
     assert "not proven yet" in refused["error"]["message"]
     status, _ = await admin.ask("POST", "/routes/default/promote", body | {"force": True}, If_Match=etag_of(bare))
     assert status == 200
-    assert admin.operator.store.log()[-1].reason == "I know (forced)"
+    assert admin.operator.entries()[-1].reason == "I know (forced)"
 
 
 async def test_kill_and_lift(admin: Admin) -> None:
@@ -177,8 +186,12 @@ async def test_kill_and_lift(admin: Admin) -> None:
 
 async def test_a_bundle_is_handed_out_while_it_is_in_memory(admin: Admin) -> None:
     """As ``specproxy audit`` reads it; one that is not there is a 404."""
-    admin.operator.bundles["m1"] = BUNDLE
-    admin.operator.mismatches = [BundleInfo("m1", 1.0, "code", OLD, ("ngram",), 3)]
+    admin.operator.gate.audits.ring["m1"] = Kept(
+        1.0, Audited(BUNDLE, "req_1", "active", ("ngram",), served=True), WRONG
+    )
+    async with admin.client() as client:
+        (listed,) = (await client.status())["mismatches"]
+    assert (listed["id"], listed["route"], listed["drafters"], listed["position"]) == ("m1", "code", ["ngram"], 3)
     status, body = await admin.ask("GET", "/bundles/m1")
     assert (status, body["output"], body["seed"]) == (200, [3, 4], 7)
     assert (await admin.ask("GET", "/bundles/m2"))[0] == 404
@@ -192,7 +205,7 @@ async def test_a_stale_etag_changes_nothing(admin: Admin) -> None:
         with pytest.raises(AdminRefused, match="412") as refused:
             await client.order("promote", "code", NEW, reason="too late", etag=old)
     assert refused.value.code == "stale_version"
-    assert admin.operator.store.state("code", NEW).phase == "paused"
+    assert admin.operator.state().phase == "paused"
 
 
 async def test_concurrent_promotions_are_one_after_the_other(admin: Admin) -> None:
@@ -212,7 +225,7 @@ async def test_concurrent_promotions_are_one_after_the_other(admin: Admin) -> No
     answers = await asyncio.gather(*[admin.ask("POST", "/routes/code/promote", body, If_Match=tag) for _ in range(10)])
     assert sorted(status for status, _ in answers) == [200] + [412] * 9
     assert most == 1
-    assert [state.phase for state in admin.operator.store.states("code")] == ["superseded", "active"]
+    assert [state.phase for state in admin.operator.states()] == ["superseded", "active"]
 
 
 async def test_an_order_is_carried_out_though_its_client_goes_away(admin: Admin) -> None:
@@ -233,10 +246,10 @@ async def test_an_order_is_carried_out_though_its_client_goes_away(admin: Admin)
     await asyncio.sleep(0.05)
     go.set()
     for _ in range(100):
-        if admin.operator.store.state("code", NEW).phase == "paused":
+        if admin.operator.state().phase == "paused":
             break
         await asyncio.sleep(0.01)
-    assert admin.operator.store.state("code", NEW).phase == "paused"
+    assert admin.operator.state().phase == "paused"
 
 
 ORDER = {"revision": NEW, "reason": "r"}
@@ -274,12 +287,12 @@ async def test_bad_calls_are_clear_errors_and_change_nothing(
     admin: Admin, method: str, path: str, body: Any, headers: dict[str, str], status: int, says: str
 ) -> None:
     """In OpenAI's form, with what was expected."""
-    before = admin.operator.store.log()
+    before = admin.operator.entries()
     got, answer = await admin.ask(method, path, body, **headers)
     assert (got, set(answer["error"])) == (status, {"message", "type", "param", "code"})
     assert says in answer["error"]["message"]
-    assert admin.operator.store.log() == before
-    assert admin.operator.switches == {}
+    assert admin.operator.entries() == before
+    assert admin.operator.gate.book.kills == []
 
 
 async def test_a_body_that_is_no_json_or_too_large_is_refused(admin: Admin) -> None:
@@ -296,8 +309,8 @@ async def test_a_body_that_is_no_json_or_too_large_is_refused(admin: Admin) -> N
 
 async def test_a_fault_of_ours_is_said_with_its_id(admin: Admin) -> None:
     """No traceback leaves the server; a damaged store is named."""
-    admin.operator.store._db.execute("UPDATE states SET body = x'00'")
-    async with admin.http.get(f"{admin.url}/admin/v1/status") as response:
+    admin.operator.damage("UPDATE states SET body = x'00'")
+    async with admin.http.get(f"{admin.url}/admin/v1/routes/code/revisions") as response:
         body = await response.json()
         assert response.status == 500
         assert response.headers["x-request-id"] in body["error"]["message"]

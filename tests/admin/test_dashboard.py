@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from specproxy.gate.sqlite_store import SqliteStore
-from specproxy.server.admin.operator import Audits, BundleInfo, Depth, Gain, KPoint, Percentiles, etag_of
-from tests.admin.conftest import KEY, NEW, OLD, Admin, activate, hand_in
+from specproxy.gate.statistics import Mean
+from specproxy.server.admin.operator import etag_of
+from specproxy.server.gating.audits import Audited, Counts, Kept
+from specproxy.server.gating.gate import Gate
+from specproxy.server.gating.traffic import RouteTraffic
+from specproxy.vocabulary import DraftCounts
+from tests.admin.conftest import EDITED, KEY, NEW, OLD, POLICY, Admin, PausedOperator
+from tests.admin.test_api import BUNDLE, WRONG
 from tests.support.browser import Page, browse, chromium
-from tests.support.operator import Numbers, StoreOperator
 
 PROGRAM = chromium()
 pytestmark = pytest.mark.skipif(
@@ -25,25 +30,35 @@ PICTURES = os.environ.get("SPECPROXY_PICTURES")
 """A folder for screenshots, where a person wants to look."""
 
 
-def measured(scale: float = 1.0) -> Numbers:
-    """What a busy route shows."""
+def measured(gate: Gate, route: str, scale: float = 1.0) -> None:
+    """What a busy route shows: speed-up (42 % times ``scale``, with its interval), drafts, K, times, audits."""
     now = time.time()
-    return Numbers(
-        requests=1843,
-        speedup=Gain(0.42 * scale, 0.35 * scale, 0.49 * scale, 1530),
-        acceptance=[Depth(i, 1000, int(880 * 0.86**i)) for i in range(8)],
-        k=[KPoint(now - 300 + 5 * i, 3 + (i * 7 % 11) / 4) for i in range(60)],
-        ttft=Percentiles(0.042, 0.118, 0.31, 1843),
-        inter_token=Percentiles(0.0031, 0.0074, 0.012, 1843),
-        audits=Audits(done=1702, identical=1699, explained=3, waiting=4),
-    )
+    gains, drafts = Mean(), DraftCounts("ngram", drafted_at=[1000] * 8)
+    spread = 0.6
+    for number in range(1530):
+        gains.add(math.log1p(0.42 * scale) + (spread if number % 2 else -spread))
+    gate.samples.speedup[route] = (gate.book.active[route].revision, gains)
+    drafts.accepted_at = [int(880 * 0.86**depth) for depth in range(8)]
+    seen = gate.traffic.routes[route] = RouteTraffic(requests=1843)
+    seen.ttft.extend([0.042] * 470 + [0.118] * 30 + [0.31] * 12)
+    seen.gaps.extend([0.0031] * 470 + [0.0074] * 30 + [0.012] * 12)
+    seen.drafts.append([drafts])
+    seen.k.extend((now - 300 + 5 * number, 4 * 3 + number * 7 % 11, 4) for number in range(60))
+    gate.audits.counts[route] = Counts(identical=1699, explained=3)
 
 
 @pytest.fixture
-def operator(operator: StoreOperator) -> StoreOperator:
+def operator(operator: PausedOperator) -> PausedOperator:
     """With numbers on both routes."""
-    operator.numbers = {"code": measured(), "default": measured(0.4)}
+    measured(operator.gate, "code")
+    measured(operator.gate, "default", 0.4)
     return operator
+
+
+def refuse(operator: PausedOperator, text: str) -> None:
+    """The policy file is broken from now on: the old set serves, with a warning."""
+    (operator.gate.policies.directory / "code.yaml").write_text(text)
+    assert not operator.gate.policies.reload()
 
 
 @pytest.fixture
@@ -77,7 +92,7 @@ async def test_it_shows_what_serves_and_what_is_on_its_way(page: Page, admin: Ad
     """Every number of a route, the candidate's progress, and the log."""
     await sign_in(page, admin)
     shown = await text(page, CODE)
-    for words in ("+42.0 %", "between +35.0 % and +49.0 %", "n = 1,530", "42.0 ms", "118 ms", "7.40 ms", "1,699", "3"):
+    for words in ("+42.0 %", "between +35.2 % and +49.2 %", "n = 1,530", "42.0 ms", "118 ms", "7.40 ms", "1,699", "3"):
         assert words in shown
     for words in (
         "audits: 320 of 299",
@@ -91,7 +106,7 @@ async def test_it_shows_what_serves_and_what_is_on_its_way(page: Page, admin: Ad
     labels = await page.run(f"[...document.querySelectorAll('{CODE} svg')].map((e) => e.getAttribute('aria-label'))")
     assert any("position 1: 88 percent" in label for label in labels)
     assert any(label.startswith("K over time") for label in labels)
-    assert await page.run("document.querySelectorAll('#log tbody tr').length") == admin.operator.store.verify()
+    assert await page.run("document.querySelectorAll('#log tbody tr').length") == admin.operator.verify()
     assert all(url.startswith((admin.url, "data:")) and KEY not in url for url in page.requested)
 
 
@@ -99,9 +114,9 @@ async def test_it_updates_live(page: Page, admin: Admin) -> None:
     """What another person does, and new numbers, appear without a reload; focus stays where it was."""
     await sign_in(page, admin)
     await page.run(f"document.querySelector('{CODE} [data-action=rollback]').focus()")
-    admin.operator.numbers["code"] = measured(2.0)
+    measured(admin.operator.gate, "code", 2.0)
     body = {"revision": NEW, "reason": "look into it"}
-    tag = etag_of(admin.operator.store.state("code", NEW))
+    tag = etag_of(admin.operator.state())
     assert (await admin.ask("POST", "/routes/code/pause", body, If_Match=tag))[0] == 200
     await page.until(f"document.querySelector('{CODE}').innerText.includes('+84.0 %')")
     await page.until("document.querySelector('#log tbody').innerText.includes('look into it')")
@@ -110,7 +125,7 @@ async def test_it_updates_live(page: Page, admin: Admin) -> None:
     assert (await text(page, "#live")).startswith("live")
 
 
-async def test_a_click_promotes_and_another_rolls_back(page: Page, admin: Admin, store: SqliteStore) -> None:
+async def test_a_click_promotes_and_another_rolls_back(page: Page, admin: Admin) -> None:
     """With a reason and a confirmation; the page shows it, and the store has it."""
     await sign_in(page, admin)
     await page.click(f"{CODE} [data-action=promote]")
@@ -124,14 +139,14 @@ async def test_a_click_promotes_and_another_rolls_back(page: Page, admin: Admin,
     await page.click("#do")
     await page.until(f"document.querySelector('{CODE} .badges').innerText.includes('active {OLD[:12]}')")
     await page.until("document.querySelector('#log tbody').innerText.includes('users complain')")
-    assert [state.phase for state in store.states("code")] == ["active", "rolled_back"]
+    assert [state.phase for state in admin.operator.states()] == ["active", "rolled_back"]
     assert "Roll back: done" in await text(page, "#said")
 
 
-async def test_nothing_happens_without_a_reason_or_a_confirmation(page: Page, admin: Admin, store: SqliteStore) -> None:
+async def test_nothing_happens_without_a_reason_or_a_confirmation(page: Page, admin: Admin) -> None:
     """Cancel, Escape and a blank reason leave all as it was."""
     await sign_in(page, admin)
-    before = store.verify()
+    before = admin.operator.verify()
     await page.click(f"{CODE} [data-action=rollback]")
     await page.type("   ")
     await page.click("#do")
@@ -141,20 +156,20 @@ async def test_nothing_happens_without_a_reason_or_a_confirmation(page: Page, ad
     await page.click(f"{CODE} [data-action=pause]")
     await page.click("#cancel")
     await page.until("!document.querySelector('#confirm').open")
-    assert store.verify() == before
+    assert admin.operator.verify() == before
 
 
-async def test_who_comes_too_late_is_told(page: Page, admin: Admin, store: SqliteStore) -> None:
+async def test_who_comes_too_late_is_told(page: Page, admin: Admin) -> None:
     """The order is for what the person saw; moved meanwhile, it is refused and says so."""
     await sign_in(page, admin)
     await page.click(f"{CODE} [data-action=promote]")
     await page.until("document.querySelector('#confirm').open")
     body = {"revision": NEW, "reason": "first"}
-    await admin.ask("POST", "/routes/code/pause", body, If_Match=etag_of(store.state("code", NEW)))
+    await admin.ask("POST", "/routes/code/pause", body, If_Match=etag_of(admin.operator.state()))
     await page.type("second")
     await page.click("#do")
     await page.until("document.querySelector('#confirm-error').innerText.includes('Somebody else')")
-    assert store.state("code", NEW).phase == "paused"
+    assert admin.operator.state().phase == "paused"
     page.problems.clear()
 
 
@@ -176,7 +191,7 @@ async def test_the_switches_switch(page: Page, admin: Admin) -> None:
     await page.type("found it")
     await page.click("#do")
     await page.until("!document.querySelector('#warnings').innerText.includes('All speculation is off')")
-    assert list(admin.operator.switches) == ["code"]
+    assert [kill.route for kill in admin.operator.gate.book.kills] == ["code"]
 
 
 async def test_words_of_others_are_shown_as_words(page: Page, admin: Admin) -> None:
@@ -184,7 +199,7 @@ async def test_words_of_others_are_shown_as_words(page: Page, admin: Admin) -> N
     evil = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
     await sign_in(page, admin)
     await admin.ask("POST", "/kill", {"route": "code", "reason": evil})
-    admin.operator.warnings = [evil]
+    refuse(admin.operator, f'routes: [{{name: default, speculate: {{drafters: "{evil}"}}}}]')
     await page.until("document.querySelector('#log tbody').innerText.includes('onerror')")
     await page.until("document.querySelector('#warnings').innerText.includes('onerror')")
     assert await page.run("document.title") == "specproxy"
@@ -207,16 +222,25 @@ async def test_a_wrong_key_is_said_and_the_right_one_is_for_this_tab_only(page: 
     assert await page.run("[sessionStorage.length, document.querySelector('#dashboard').hidden]") == [0, True]
 
 
+LONG = "\n  - {name: summaries-with-a-rather-long-name, match: {metadata: {kind: summary}}}\n  - name: default"
+
+
+def with_long_name(text: str, default: str = "") -> str:
+    """A third route with a name that is hard to fit in; ``default``: more of the last route."""
+    return text.replace("\n  - name: default", LONG + default)
+
+
+@pytest.mark.parametrize("texts", [(with_long_name(POLICY), with_long_name(EDITED, "\n    speculate: {k: 3}"))])
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 360])
 async def test_it_is_readable_in_light_and_dark_and_on_a_phone(
-    page: Page, admin: Admin, store: SqliteStore, *, dark: bool, width: int
+    page: Page, admin: Admin, *, dark: bool, width: int
 ) -> None:
     """Nothing is wider than the window, every text has a contrast of 4.5, every control a name and a finger's size."""
-    admin.operator.warnings = ["code.yaml:3: routes: is no list; the old set serves"]
-    admin.operator.mismatches = [BundleInfo("m1", time.time(), "code", OLD, ("ngram",), 812)]
-    activate(store, hand_in(store, "summaries-with-a-rather-long-name", "e" * 64))
-    hand_in(store, "default", "d" * 64, shadow=90, live=0, audits=120)
+    refuse(admin.operator, "routes: 3")
+    audited = Audited(BUNDLE, "req_1", "active", ("ngram",), served=True)
+    admin.operator.gate.audits.ring["m1"] = Kept(time.time(), audited, WRONG)
+    await admin.operator.prove("default", shadow=90, audits=120)
     await admin.ask("POST", "/kill", {"route": "default", "reason": "odd answers"})
     await page.look(width=width, dark=dark, phone=width < 500)
     await sign_in(page, admin)

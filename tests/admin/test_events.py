@@ -16,8 +16,8 @@ from specproxy.server.admin import events as module
 from specproxy.server.admin.app import serving
 from specproxy.server.admin.claim import claim_admin, url_of
 from specproxy.server.admin.operator import etag_of
-from tests.admin.conftest import KEY, NEW, Admin, ring
-from tests.support.operator import Numbers, StoreOperator
+from specproxy.server.gating.traffic import RouteTraffic
+from tests.admin.conftest import KEY, NEW, Admin, PausedOperator, ring
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -44,9 +44,9 @@ async def test_a_move_arrives_as_status_and_log_entry(admin: Admin) -> None:
         assert response.headers["content-type"].startswith("text/event-stream")
         stream = events(response)
         kind, status = await anext(stream)
-        assert (kind, status["routes"][0]["candidate"]["phase"]) == ("status", "shadow")
+        assert (kind, status["routes"][0]["candidate"]["phase"]) == ("status", "canary")
         body = {"revision": NEW, "reason": "look into it"}
-        tag = etag_of(admin.operator.store.state("code", NEW))
+        tag = etag_of(admin.operator.state())
         assert (await admin.ask("POST", "/routes/code/pause", body, If_Match=tag))[0] == 200
         async with asyncio.timeout(module.EVERY_S / 2):
             kind, status = await anext(stream)
@@ -58,7 +58,7 @@ async def test_a_move_arrives_as_status_and_log_entry(admin: Admin) -> None:
 async def test_the_log_is_caught_up_with(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever names the last entry seen misses none, however many there are."""
     monkeypatch.setattr(module, "MAX_LOG", 3)
-    last = admin.operator.store.verify()
+    last = admin.operator.verify()
     async with admin.http.get(f"{admin.url}/admin/v1/events?after=1") as response:
         seen: list[int] = []
         async for kind, data in events(response):
@@ -74,7 +74,7 @@ async def test_numbers_arrive_without_any_move(admin: Admin, monkeypatch: pytest
     async with admin.http.get(f"{admin.url}/admin/v1/events") as response:
         stream = events(response)
         await anext(stream)
-        admin.operator.numbers["code"] = Numbers(requests=99)
+        admin.operator.gate.traffic.routes["code"] = RouteTraffic(requests=99)
         async with asyncio.timeout(5):
             async for _, status in stream:
                 if status["routes"][0]["requests"] == 99:
@@ -87,7 +87,7 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(admin: Admin) -> No
         async with admin.http.get(f"{admin.url}/admin/v1/events") as response:
             assert response.status == 200
             await response.content.readline()
-            assert len(admin.operator.listeners) == 1
+            assert admin.operator.listeners == 1
             response.close()
         await gone(admin)
 
@@ -106,12 +106,16 @@ async def test_a_fault_ends_the_stream_with_an_error(admin: Admin, monkeypatch: 
     monkeypatch.setattr(module, "EVERY_S", 0.05)
     async with admin.http.get(f"{admin.url}/admin/v1/events") as response:
         await anext(events(response))
-        admin.operator.store._db.execute("UPDATE states SET body = x'00'")
+        admin.operator.damage(
+            "DROP TRIGGER audit_keeps_entries",
+            "CREATE TRIGGER damage AFTER INSERT ON audit BEGIN UPDATE audit SET body = x'00' WHERE seq = NEW.seq; END",
+        )
+        assert (await admin.ask("POST", "/kill", {"route": "code", "reason": "odd answers"}))[0] == 200
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.content.read()
 
 
-async def test_the_stream_ends_when_the_server_does(operator: StoreOperator) -> None:
+async def test_the_stream_ends_when_the_server_does(operator: PausedOperator) -> None:
     """Cleanly and at once, so that a page knows that it may come back."""
     config = AdminConfig(port=0)
     listener = claim_admin(config, {config.key_env: KEY})

@@ -56,6 +56,26 @@ def test_an_arm_reaches_even_a_route_that_is_off(derived: PolicySet) -> None:
     assert decide(derived, CREATIVE, {ARM_HEADER: "auto"}).decision.auto
 
 
+def test_nothing_runs_beside_a_measurement(tmp_path: Path) -> None:
+    """No route of the set, and none of an arm's, is audited, shadowed or held out, whatever the user's routes say."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir(), target.mkdir()
+    watched = "audit: {fraction: 1.0, budget: 0.5}, shadow: {fraction: 0.5}, hold_out: 0.1"
+    (source / "all.yaml").write_text(
+        f"defaults: {{{watched}}}\n"
+        f"routes: [{{name: own, match: {{model: x}}, {watched}}}, {{name: part, match: {{model: y}}, "
+        "audit: {budget: 0.2}, shadow: {budget: 0.3}}, {name: default}]\n"
+    )
+    for folder in (source, SHIPPED):
+        derive(folder, target, parse_arms(["policy", "ngram;k=8"], numeric=False))
+        routes = PolicySet.load(target, Catalogue.from_config(load_start_config())).routes
+        assert len(routes) >= 6
+        for settings in (route.effective.settings for route in routes):
+            assert (settings.audit.fraction, settings.shadow.fraction, settings.hold_out) == (0, 0, 0)
+        for file in target.iterdir():
+            file.unlink()
+
+
 def test_an_arm_may_branch(tmp_path: Path) -> None:
     """An arm with a width gets routes with trees of that width; the others stay chains."""
     derive(SHIPPED, tmp_path, parse_arms(["ngram;k=8", "ngram;k=4;width=3;nodes=12"], numeric=True))

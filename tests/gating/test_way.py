@@ -58,10 +58,11 @@ def a_stream_keeps_what_it_began_with(gated: Gated, eventually: Callable[..., No
 
 
 def a_client_that_stays_out_is_not_computed_again(gated: Gated, eventually: Callable[..., None]) -> None:
-    """By the header that the policy names."""
+    """By the header that the policy names, or by a field of the body."""
     gated.write(NGRAM.replace("ngram}", "ngram, k: 3}"), SOME_AUDITS)
     eventually(lambda: gated.phases()[-1] == "shadow", 15, "another candidate")
     before = gated.server.metric("specproxy_shadow_pairs_total")
     gated.ask(3, headers={"x-specproxy-no-shadow": "1"})
+    gated.ask(3, specproxy={"shadow": False})
     gated.ask(1)
     eventually(lambda: gated.server.metric("specproxy_shadow_pairs_total") == before + 1, 10, "the pair of the other")

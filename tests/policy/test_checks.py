@@ -77,17 +77,17 @@ def test_what_inherits_an_off_is_told(find_all: FindAll) -> None:
     assert "write k: auto here" in findings.warnings[0]
 
 
-def test_keys_of_later_versions_are_noted_where_they_stand(find_all: FindAll) -> None:
-    """Each where it is written, none where it is built in."""
+def test_upstreams_are_noted_where_they_stand(find_all: FindAll) -> None:
+    """They wait for a later version, each where it is written; nothing else does."""
     findings = find_all(
-        "defaults: {hold_out: 0.1}\nroutes:\n  - name: q\n    gate: {mode: auto}\n    backend: [engine, vllm-a]\n"
+        "defaults: {hold_out: 0.1, backend: vllm-a}\nroutes:\n  - name: q\n    gate: {mode: auto}\n"
+        "    audit: {fraction: 0.5}\n    shadow: {fraction: 0.5}\n    backend: [engine, vllm-a]\n"
     )
     assert findings.notes == [
-        "00.yaml:1: defaults.hold_out: is checked now and takes effect with a later version",
-        "00.yaml:4: routes[0].gate: is checked now and takes effect with a later version",
-        "00.yaml:5: routes[0].backend: upstreams take effect with a later version; until then the engine serves",
+        f"00.yaml:{line}: {key}: upstreams take effect with a later version; until then the engine serves"
+        for line, key in ((1, "defaults.backend"), (7, "routes[0].backend"))
     ]
-    assert find_all("routes: [{name: q, backend: engine}]\n").notes == []
+    assert find_all("routes: [{name: q, backend: engine}, {name: r, backend: [engine]}]\n").notes == []
 
 
 def test_trees_that_are_not_bitwise(find_all: FindAll, catalogue: Catalogue) -> None:

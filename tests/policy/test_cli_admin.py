@@ -158,10 +158,26 @@ async def test_refusals_keep_the_servers_words(asked: Asked) -> None:
             await client.status()
 
 
-def test_no_key_is_one_message() -> None:
+@pytest.mark.parametrize("env", [{}, {"MINE": ""}, {"MINE": " , other"}])
+def test_no_key_is_one_message(env: dict[str, str]) -> None:
     """It names the variable."""
     with pytest.raises(ConfigError, match="MINE is not set"):
-        AdminClient.from_config(AdminConfig(key_env="MINE"), {})
+        AdminClient.from_config(AdminConfig(key_env="MINE"), env)
+    with pytest.raises(ConfigError, match="MINE is not set"):
+        AdminClient.from_config(AdminConfig(key_env="MINE", socket="/s"), env, "http://127.0.0.1:8001")
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_a_unix_socket_needs_no_key(asked: Asked, tmp_path: Path, *, given: bool) -> None:
+    """Named on the command line or by the configuration, it is asked without one; the server says whether it may."""
+    path = tmp_path / "s"
+    async with serving(asked, str(path)) as where:
+        config = AdminConfig(key_env="MINE", socket="" if given else str(path))
+        async with AdminClient.from_config(config, {}, where if given else None) as client:
+            with pytest.raises(AdminRefused, match="refused with 401"):
+                await client.status()
+        async with AdminClient.from_config(config, {"MINE": f"{KEY},other"}, where if given else None) as client:
+            assert await client.status() == {"path": "status"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from specproxy.errors import InvalidRequest
+from specproxy.policy.override import stays_out_of_shadow
 from specproxy.policy.policy import PolicySet
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def test_nothing_asked_is_no_override(policies: PolicySet, facts_of: MakeFacts, 
         ("rest", {"speculate": {"drafters": []}}, "expected text or a list", "specproxy.speculate.drafters"),
         ("rest", {"speculate": {"tree": {"width": 2}}}, "the tree is the route's", "specproxy.speculate.tree"),
         ("rest", {"speculat": "off"}, 'did you mean "speculate"?', "specproxy.speculat"),
-        ("rest", "off", "expected a mapping with speculate", "specproxy"),
+        ("rest", {"shadw": False}, 'did you mean "shadow"?', "specproxy.shadw"),
+        ("rest", "off", "expected a mapping with speculate or shadow", "specproxy"),
     ],
 )
 def test_what_cannot_be_granted_is_refused(
@@ -125,6 +127,35 @@ def test_what_cannot_be_granted_is_refused(
     info = caught.value.info()
     assert message in info.message
     assert (info.status, info.param, info.code) == (400, param, "speculation_override_refused")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "out"),
+    [
+        ({}, {}, False),
+        ({}, {"specproxy": {"shadow": False}}, True),
+        ({}, {"specproxy": {"shadow": False, "speculate": "off"}}, True),
+        ({}, {"specproxy": {"shadow": True}}, False),
+        ({}, {"specproxy": {"shadow": None}}, False),
+        ({"X-No-Shadow": ""}, {"specproxy": {"shadow": True}}, True),
+        ({"x-other": "1"}, {}, False),
+    ],
+)
+def test_a_request_may_stay_out_of_shadow(
+    policies: PolicySet, facts_of: MakeFacts, headers: dict[str, str], body: dict[str, Any], out: bool
+) -> None:
+    """By header or body; that alone is no override, and is allowed where the route allows none."""
+    facts = facts_of(headers=headers, model="rest" if "speculate" in str(body) else "closed", **body)
+    assert policies.decide(facts).overridden is ("speculate" in str(body))
+    assert stays_out_of_shadow(facts, "X-No-Shadow") is out
+
+
+@pytest.mark.parametrize("shadow", ["off", 0, 1, {}, []])
+def test_a_wish_about_shadow_is_true_or_false(policies: PolicySet, facts_of: MakeFacts, shadow: object) -> None:
+    """Anything else is a 400 that names it, on every route."""
+    with pytest.raises(InvalidRequest, match="expected true or false, got") as caught:
+        policies.decide(facts_of(model="closed", specproxy={"shadow": shadow}))
+    assert caught.value.info().param == "specproxy.shadow"
 
 
 def test_header_and_body_must_not_contradict(policies: PolicySet, facts_of: MakeFacts) -> None:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from specproxy.errors import PolicyError
+from specproxy.policy import watch as module
 from specproxy.policy.catalogue import Catalogue
 from specproxy.policy.policy import PolicySet
 from specproxy.policy.watch import LoadFailure, PolicyStore
@@ -156,3 +159,36 @@ async def test_a_folder_that_goes_away_may_come_back(tmp_path: Path, catalogue: 
         folder.mkdir()
         (folder / "p.yaml").write_text(SECOND)
         await until(lambda: name(store) == "second")
+
+
+@pytest.mark.parametrize("fault", [WatchfilesRustInternalError("Too many open files"), OSError("no watches are left")])
+async def test_where_the_system_cannot_watch_the_files_are_looked_at(
+    write_set: WriteSet, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """As often as is said once in the log; and events are used again as soon as there are any."""
+    left = 3
+
+    def watched(*arguments: object, **options: object) -> AsyncIterator[set[object]]:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise fault
+        return awatch(*arguments, **options)  # type: ignore[arg-type]
+
+    awatch = module.awatch
+    monkeypatch.setattr(module, "awatch", watched)
+    monkeypatch.setattr(module, "POLL_S", 0.05)
+    store = PolicyStore(write_set(FIRST), catalogue)
+    with capture_logs() as logs:
+        task = asyncio.create_task(store.watch())
+        await asyncio.sleep(0)
+        write_set(SECOND)
+        await until(lambda: name(store) == "second")
+        assert left >= 0
+        await until(lambda: left < 0)
+        write_set(FIRST)
+        await until(lambda: name(store) == "first")
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert [(entry["log_level"], entry["reason"]) for entry in logs] == [("warning", str(fault))]

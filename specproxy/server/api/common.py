@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from specproxy.errors import InvalidRequest
+from specproxy.policy.override import OWN_KEYS
 from specproxy.server.api.body import typed
 from specproxy.vocabulary import MAX_SEED, SamplingParams
 
@@ -158,10 +159,9 @@ def stream_options_of(fields: CommonFields) -> StreamOptions:
 def check_override(fields: CommonFields) -> None:
     """Raise InvalidRequest for keys of ``specproxy`` that mean nothing; the policy reads its value."""
     for name in fields.specproxy or {}:
-        if name != "speculate":
-            raise InvalidRequest(
-                f"`specproxy.{name}` is not known; the only key is `speculate`", param=f"specproxy.{name}"
-            )
+        if name not in OWN_KEYS:
+            known = " and ".join(f"`{key}`" for key in OWN_KEYS)
+            raise InvalidRequest(f"`specproxy.{name}` is not known; the keys are {known}", param=f"specproxy.{name}")
 
 
 def text_parts(content: Any, where: str, *, separator: str, kinds: tuple[str, ...] = ("text",)) -> str:

@@ -94,7 +94,7 @@ FIELDS: tuple[ApiField, ...] = (
             "cache_salt": "a request shares cached prompt pages only with the same salt (and the same key)",
             "metadata": "matched by policies; echoed when not streaming",
             "service_tier": "echoed when not streaming; there is one tier",
-            "specproxy": "`{speculate: …}`, the request's own choice where its route allows one",
+            "specproxy": "`speculate`: its own choice, where the route allows one; `shadow: false`: stay out of shadow",
         },
     ),
     *_rows(

@@ -14,9 +14,9 @@ from typing import Literal
 import msgspec
 
 from specproxy.gate.assessment import Assessment
-from specproxy.gate.evidence import Evidence
+from specproxy.gate.evidence import Evidence, no_evidence
 from specproxy.gate.rules import Rules, rules_for
-from specproxy.gate.states import ENDS, GateState, Move
+from specproxy.gate.states import ENDS, GateState, Move, Phase
 from specproxy.gate.store import GateStore, Revision, Transition
 from specproxy.policy.policy import PolicySet
 from specproxy.server.gating.contents import compiled, fingerprints, route_of
@@ -27,6 +27,9 @@ Mode = Literal["off", "auto", "manual"]
 
 MOST_SHARE = 0.95
 """Of a route's conversations, what a canary serves at its last step."""
+
+JUDGED: frozenset[Phase] = frozenset({"rejected", "rolled_back"})
+"""Ends that only a person's word leads out of, whatever the files say."""
 
 GATE = "gate"
 """The actor of moves that evidence makes."""
@@ -201,6 +204,13 @@ class Book:
     def ignore(self, event: asyncio.Event) -> None:
         """Nobody waits on it any more."""
         self._listeners.discard(event)
+
+
+def fresh(rules: Rules) -> Evidence:
+    """The evidence of a candidate whose files are a valid set and whose drafters are loaded: none yet."""
+    evidence = no_evidence(rules)
+    evidence.problems, evidence.loaded = [], True
+    return evidence
 
 
 def copy_of(evidence: Evidence) -> Evidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -13,6 +14,7 @@ import structlog
 from specproxy.bundle import AuditResult
 from specproxy.errors import ConfigError, PolicyError, StoreDamaged
 from specproxy.policy.facts import Facts
+from specproxy.policy.override import stays_out_of_shadow
 from specproxy.policy.policy import PolicySet, Verdict
 from specproxy.policy.watch import PolicyStore
 from specproxy.server.accounting import Account
@@ -111,8 +113,9 @@ class Gate:
     ) -> Watch:
         """Follow a request that was decided; the gate hears of its end."""
         route = route_of(self.book.serving, submissions[0].decision.route)
-        header = "" if route is None else route.effective.settings.shadow.opt_out_header.lower()
-        watch = Watch(facts, submissions, stop, hello, facts.load, self._ended, header in facts.headers)
+        header = "" if route is None else route.effective.settings.shadow.opt_out_header
+        opted_out = stays_out_of_shadow(facts, header)
+        watch = Watch(facts, submissions, stop, hello, facts.load, self._ended, opted_out)
         account.on_close = watch.close
         return watch
 
@@ -157,11 +160,9 @@ class Gate:
         """Take edits, make moves, save evidence."""
         saved, spent = time.monotonic(), 0.0
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(TICK_S, spent / MOST_TIME)):
                     await self._nudged.wait()
-            except TimeoutError:
-                pass  # The time has come anyway.
             self._nudged.clear()
             began = time.monotonic()
             try:

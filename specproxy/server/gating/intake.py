@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 import structlog
 from msgspec.structs import replace
 
-from specproxy.gate.evidence import no_evidence
 from specproxy.gate.orders import hand_over, obey, supersede
-from specproxy.gate.states import ENDS, Move, Phase, new_state
+from specproxy.gate.states import ENDS, Move, new_state
 from specproxy.policy.facts import Facts
 from specproxy.policy.plan import plan
 from specproxy.policy.policy import PolicySet
-from specproxy.server.gating.book import Book, Change, Mode, Tracked, mode_of, rules_of, strictest
+from specproxy.server.gating.book import JUDGED, Book, Change, Mode, Tracked, fresh, mode_of, rules_of, strictest
 from specproxy.server.gating.contents import (
     content_of,
     in_context,
@@ -28,9 +27,6 @@ WATCHER = "file watcher"
 FIRST_START = "the first start: what the policy files say"
 NO_GATE = "this route has no gate: an edit is active at once"
 ONLY_WATCHED = "only how the route is watched changes: active at once"
-
-JUDGED: frozenset[Phase] = frozenset({"rejected", "rolled_back"})
-"""Ends that only a person's word leads out of, whatever the files say."""
 
 
 class Intake:
@@ -127,8 +123,7 @@ class Intake:
                 phase=member.state.phase,
             )
         elif member.state.phase in ENDS:
-            member.evidence = no_evidence(member.rules)
-            member.evidence.problems, member.evidence.loaded = [], True
+            member.evidence = fresh(member.rules)
             reason = "the policy files say it again"
             move = obey("resubmit", member.state, member.evidence, member.rules, self._book.clock(), reason=reason)
             await self._book.commit([(member, move)], actor)
@@ -232,11 +227,9 @@ class Intake:
         known = [s for s in await book.ledger.call(lambda store: store.states(name)) if s.revision == revision]
         if known:
             return await book.load(known[0], rules)
-        evidence = no_evidence(rules)
-        evidence.problems, evidence.loaded = [], True
         state = new_state(name, revision, book.clock())
         where = "the first start" if actor == START else f"found by the {actor}"
-        return await book.submit(content, Move(state, state, f"handed in: {where}"), evidence, rules, actor)
+        return await book.submit(content, Move(state, state, f"handed in: {where}"), fresh(rules), rules, actor)
 
     def _edited(self, policies: PolicySet, name: str) -> bool:
         """Whether the route itself is not what serves: its text, or the weights of its drafters."""

@@ -9,15 +9,14 @@ import structlog
 from msgspec.structs import replace
 
 from specproxy.errors import IllegalMove, StaleWrite, UnknownRevision
-from specproxy.gate.evidence import no_evidence
 from specproxy.gate.machine import move
 from specproxy.gate.orders import Order, hand_back, obey
-from specproxy.gate.states import GateState, Move
-from specproxy.server.gating.book import GATE, Book, Change, Tracked, copy_of
+from specproxy.gate.states import ENDS, GateState, Move
+from specproxy.server.gating.book import GATE, JUDGED, Book, Change, Tracked, copy_of, fresh
 from specproxy.server.gating.contents import route_of
 from specproxy.server.gating.intake import Intake
 
-BACKWARD = frozenset({"rejected", "rolled_back", "expired", "paused", "superseded"})
+BACKWARD = ENDS | {"paused"}
 _ORDER = ("draft", "validated", "shadow", "canary", "active")
 
 Group = Sequence[Tracked]
@@ -186,10 +185,9 @@ class Moves:
                 f"resubmit of {tracked.route} {tracked.revision[:12]}: a candidate is what the policy files say; "
                 "put it back there"
             )
-        fresh = no_evidence(tracked.rules)
-        fresh.problems, fresh.loaded = [], True
-        found = obey("resubmit", tracked.state, fresh, tracked.rules, book.clock(), reason=reason)
-        tracked.evidence = fresh
+        evidence = fresh(tracked.rules)
+        found = obey("resubmit", tracked.state, evidence, tracked.rules, book.clock(), reason=reason)
+        tracked.evidence = evidence
         await book.commit([(tracked, found)], actor)
         self._tell(found)
         return tracked.state
@@ -204,8 +202,7 @@ class Moves:
 
     def _tell(self, found: Move) -> None:
         log = structlog.get_logger()
-        bad = found.after.phase in ("rejected", "rolled_back")
-        (log.error if bad else log.info)(
+        (log.error if found.after.phase in JUDGED else log.info)(
             "gate",
             route=found.after.route,
             revision=found.after.revision[:12],
@@ -245,7 +242,7 @@ def _with(member: Tracked, found: Move) -> Move:
     """The same move of another member of the group."""
     state, after = member.state, found.after
     phase = after.phase
-    if phase in ("rejected", "rolled_back") and state.phase != found.before.phase:
+    if phase in JUDGED and state.phase != found.before.phase:
         phase = "rolled_back" if state.phase in ("canary", "active") else "rejected"
     step = min(state.step, after.step)
     moved = replace(

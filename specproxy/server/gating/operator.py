@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
-from specproxy import __version__
 from specproxy.bundle import AuditBundle
 from specproxy.errors import ConfigError, InvalidRequest, NotFound, StaleWrite
 from specproxy.gate.orders import Order
@@ -21,7 +20,7 @@ from specproxy.server.admin.operator import Log, RevisionInfo, Revisions, Status
 from specproxy.server.gating.book import mode_of, rules_of
 from specproxy.server.gating.gate import Gate
 from specproxy.server.gating.kills import Kill
-from specproxy.server.gating.standing import bundle_infos, log_entry, route_status, switch_of
+from specproxy.server.gating.standing import log_entry, server_status, switch_of
 
 
 class GateOperator:
@@ -32,23 +31,7 @@ class GateOperator:
 
     async def status(self) -> Status:
         """As the protocol says."""
-        gate, book = self._gate, self._gate.book
-        names = [route.name for route in book.serving.routes]
-        names += [name for name in (book.change.members if book.change else ()) if name not in names]
-        hello = gate.backend.hello
-        everywhere = next((kill for kill in book.kills if kill.route is None), None)
-        return Status(
-            time=book.clock(),
-            version=__version__,
-            engine=gate.backend.state,
-            exactness=None if hello is None else hello.numerics.exactness,
-            policies=gate.policies.current.hash,
-            killed=None if everywhere is None else switch_of(everywhere),
-            routes=[route_status(gate, name) for name in names],
-            mismatches=bundle_infos(gate),
-            warnings=self._warnings(),
-            log=book.log_size,
-        )
+        return server_status(self._gate)
 
     async def revisions(self, route: str) -> Revisions:
         """As the protocol says."""
@@ -131,19 +114,6 @@ class GateOperator:
         if kept is None:
             raise NotFound(f"no bundle {id[:80]} is in memory; the ring keeps the last ones only")
         return kept.audited.bundle
-
-    def _warnings(self) -> list[str]:
-        gate = self._gate
-        found = [] if gate.policies.error is None else [f"the policy files were refused: {gate.policies.error}"]
-        found += list(gate.book.serving.warnings)
-        if gate.book.change is not None:
-            judged = [m for m in gate.book.change.members.values() if m.state.phase in ("rejected", "rolled_back")]
-            found += [f"{m.route} {m.revision[:12]} was {m.state.phase}: {m.reason}" for m in judged]
-        if gate.audits.ring:
-            found.append(f"{len(gate.audits.ring)} answers were not the target's: see the hard mismatches")
-        if not gate.book.ledger.kept:
-            found.append("the gate's state is in memory only: another server has state.path")
-        return found
 
     async def _states(self, route: str) -> list[GateState]:
         """Raises NotFound."""

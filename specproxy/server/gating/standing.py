@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from specproxy import __version__
 from specproxy.gate.assessment import COST, SPEED, Assessment, assess
 from specproxy.gate.rules import Rules
 from specproxy.gate.statistics import Mean
@@ -21,15 +22,37 @@ from specproxy.server.admin.operator import (
     LogEntry,
     Percentiles,
     RouteStatus,
+    Status,
     Switch,
     etag_of,
 )
 from specproxy.server.gating.audits import Counts
-from specproxy.server.gating.book import Tracked
+from specproxy.server.gating.book import JUDGED, Tracked
 from specproxy.server.gating.contents import route_of
 from specproxy.server.gating.gate import Gate
 from specproxy.server.gating.kills import Kill
 from specproxy.server.gating.traffic import RouteTraffic
+
+
+def server_status(gate: Gate) -> Status:
+    """Everything that serves and that is on its way."""
+    book, hello = gate.book, gate.backend.hello
+    names = dict.fromkeys(
+        [route.name for route in book.serving.routes] + list(book.change.members if book.change else ())
+    )
+    everywhere = next((kill for kill in book.kills if kill.route is None), None)
+    return Status(
+        time=book.clock(),
+        version=__version__,
+        engine=gate.backend.state,
+        exactness=None if hello is None else hello.numerics.exactness,
+        policies=gate.policies.current.hash,
+        killed=None if everywhere is None else switch_of(everywhere),
+        routes=[route_status(gate, name) for name in names],
+        mismatches=bundle_infos(gate),
+        warnings=_warnings(gate),
+        log=book.log_size,
+    )
 
 
 def route_status(gate: Gate, name: str) -> RouteStatus:
@@ -140,6 +163,19 @@ def log_entry(entry: AuditEntry) -> LogEntry:
         step=entry.after.step,
         previous=entry.previous,
     )
+
+
+def _warnings(gate: Gate) -> list[str]:
+    found = [] if gate.policies.error is None else [f"the policy files were refused: {gate.policies.error}"]
+    found += list(gate.book.serving.warnings)
+    if gate.book.change is not None:
+        judged = [m for m in gate.book.change.members.values() if m.state.phase in JUDGED]
+        found += [f"{m.route} {m.revision[:12]} was {m.state.phase}: {m.reason}" for m in judged]
+    if gate.audits.ring:
+        found.append(f"{len(gate.audits.ring)} answers were not the target's: see the hard mismatches")
+    if not gate.book.ledger.kept:
+        found.append("the gate's state is in memory only: another server has state.path")
+    return found
 
 
 def _speed(found: Assessment) -> Gain | None:
