@@ -33,7 +33,7 @@ from specproxy.models.loading import load_model, tokenizer_hash
 from specproxy.models.native import native_model
 
 if TYPE_CHECKING:
-    from specproxy.drafters.lanes import Entry, Lanes
+    from specproxy.drafters.lanes import Entry, LaneRows, Lanes
 
 CATCH_UP_ROWS = 256
 """Committed tokens computed at once when the draft model is behind (a prompt, a resume)."""
@@ -192,13 +192,22 @@ class DraftModel:
     def draft(self, lanes: Lanes, form: Form) -> Tensor:
         """See LaneDrafter."""
         model, kv, group = self._model, self._kv, query_group(self._model)
-        rows = [lanes.entries(group), *(lanes.rows(run_of(ahead, 1), group) for ahead in range(1, form.depth))]
-        logits, _ = model.forward(lanes.tokens, rows[0].positions, rows[0].plan, kv, lanes.newest_rows)
-        tokens = [lanes.pick(logits, 1, coupled=self._coupled)[:, 0, 0]]
-        for ahead in range(1, form.depth):
-            logits, _ = model.forward(tokens[-1], rows[ahead].positions, rows[ahead].plan, kv, None)
-            tokens.append(lanes.pick(logits, ahead + 1, coupled=self._coupled)[:, 0, 0])
+        entries = lanes.entries(group)
+        rows = [lanes.rows(run_of(ahead, 1), group) for ahead in range(1, form.depth)]
+        tokens = [lanes.pick(self._run(lanes, entries), 1, coupled=self._coupled)[:, 0, 0]]
+        for ahead, (positions, plan) in enumerate(rows, start=2):
+            logits, _ = model.forward(tokens[-1], positions, plan, kv, None)
+            tokens.append(lanes.pick(logits, ahead, coupled=self._coupled)[:, 0, 0])
         return torch.stack(tokens, 1)
+
+    def take_in(self, lanes: Lanes) -> None:
+        """See LaneDrafter."""
+        self._run(lanes, lanes.entries(query_group(self._model)))
+
+    def _run(self, lanes: Lanes, entries: LaneRows) -> Tensor:
+        """The recent tokens of every lane, computed; logits [L, V] behind each lane's last one."""
+        logits, _ = self._model.forward(lanes.tokens, entries.positions, entries.plan, self._kv, lanes.newest_rows)
+        return logits
 
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter."""

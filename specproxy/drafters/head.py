@@ -21,10 +21,10 @@ from specproxy.drafters.growth import Ask, Draw, Grower
 from specproxy.drafters.head_forward import CATCH_UP_ROWS, HeadForward
 from specproxy.drafters.head_kv import Entries, HeadPages, head_row
 from specproxy.drafters.hidden import MAX_WAITING
-from specproxy.heads.base import RecurrentHead
+from specproxy.heads.base import HeadStep, RecurrentHead
 
 if TYPE_CHECKING:
-    from specproxy.drafters.lanes import Entry, Lanes
+    from specproxy.drafters.lanes import Entry, LaneRows, Lanes
 
 USUAL_RATES = (0.75, 0.14)
 """How often a head's best and second-best guesses are right: what the form of a captured tree is made for."""
@@ -116,15 +116,11 @@ class HeadDrafter:
 
     def draft(self, lanes: Lanes, form: Form) -> Tensor:
         """See LaneDrafter: entries of the target's states, then levels on the head's own."""
-        from specproxy.kernels.place import store_page_ends  # needs Triton
-
         head, kv, group, first = self._head, self._pages.kv, self._head.spec.group, lanes.first
         entries = lanes.entries(group, first)
         rows = [lanes.rows(spots, group, first) for spots in drafted_at(form)]
-        positions = [(at.positions - 1).clamp_(min=0) for at in (entries, *rows)]
-        taken = lanes.states.flatten(0, 1)
-        store_page_ends(taken, entries.positions, lanes.numbers.tables, kv.page_size, self._pages.ends(taken))
-        step = head.step(lanes.tokens, head.fuse(taken), positions[0], entries.plan, kv)
+        positions = [(at.positions - 1).clamp_(min=0) for at in rows]
+        step = self._enter_states(lanes, entries)
         states, features = lanes.newest(step.recurrent)[:, None], lanes.newest(step.features)
         tokens: dict[int, Tensor] = {}
         ran: tuple[int, ...] = (ROOT,)
@@ -133,13 +129,26 @@ class HeadDrafter:
                 states = _at(states, [ran.index(form.parents[node]) for node in form.inner[level - 1]])
                 ran = form.inner[level - 1]
                 ids = torch.stack([tokens[node] for node in ran], 1).flatten()
-                step = head.step(ids, states.flatten(0, 1), positions[level], at.plan, kv)
+                step = head.step(ids, states.flatten(0, 1), positions[level - 1], at.plan, kv)
                 states, features = step.recurrent.view(states.shape), step.features
             drawn = lanes.pick(head.logits(features), level + 1, head.spec.ids, best=form.width, coupled=self._coupled)
             for node, (parent, rank, depth) in enumerate(form.nodes):
                 if depth == level:
                     tokens[node] = drawn[:, ran.index(parent), rank]
         return torch.stack([tokens[node] for node in range(len(tokens))], 1)
+
+    def take_in(self, lanes: Lanes) -> None:
+        """See LaneDrafter."""
+        self._enter_states(lanes, lanes.entries(self._head.spec.group, lanes.first))
+
+    def _enter_states(self, lanes: Lanes, entries: LaneRows) -> HeadStep:
+        """The entries of the target's states that lanes hold, computed."""
+        from specproxy.kernels.place import store_page_ends  # needs Triton
+
+        head, kv, taken = self._head, self._pages.kv, lanes.states.flatten(0, 1)
+        before = (entries.positions - 1).clamp_(min=0)
+        store_page_ends(taken, entries.positions, lanes.numbers.tables, kv.page_size, self._pages.ends(taken))
+        return head.step(lanes.tokens, head.fuse(taken), before, entries.plan, kv)
 
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter. The states at the ends of pages were stored while it drafted."""

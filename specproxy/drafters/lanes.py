@@ -45,11 +45,13 @@ class LaneRows(NamedTuple):
 
 
 class LaneNumbers:
-    """What the host fills lanes with, on one device: views of four buffers that are copied whole.
+    """What the host fills lanes with, on one device: views of four buffers that are copied whole; of ``orders``, a part
+    of one, before every round whose orders are others.
 
     ``known`` [L] int64: committed tokens. ``fresh`` [L] int64: of them, those that the drafter has yet to take in; they
     stand in ``recent`` [L, W] int64. ``live`` [L] int64: 1 for a lane with a sequence. ``limit`` [L] int64: tokens that
-    may be drafted; -1 stops a lane. ``seed``, ``choice`` [L] int64, ``top_k``, ``vocab`` [L] int32, ``temperature``,
+    may be drafted; -1 stops a lane. ``given`` [L, W] int64: tokens that the host drafted, each plus 1; 0 where it said
+    none. ``seed``, ``choice`` [L] int64, ``top_k``, ``vocab`` [L] int32, ``temperature``,
     ``min_p`` [L] float32, ``top_p`` [L] float64: as in DrawRows. ``first`` [L] int32: the first slot that the drafter
     has filled. ``tables`` [L, P] int32: pages.
     """
@@ -58,6 +60,8 @@ class LaneNumbers:
     fresh: Tensor
     live: Tensor
     limit: Tensor
+    given: Tensor
+    orders: Tensor
     seed: Tensor
     choice: Tensor
     top_k: Tensor
@@ -74,12 +78,14 @@ class LaneNumbers:
         def zeros(numbers: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(numbers, dtype=dtype, device=device, pin_memory=pinned)
 
-        whole, small = zeros(count * (6 + most), torch.int64), zeros(count * (3 + pages), torch.int32)
+        whole, small = zeros(count * (6 + 2 * most), torch.int64), zeros(count * (3 + pages), torch.int32)
         floats, self.top_p = zeros(count * 2, torch.float32), zeros(count, torch.float64)
         self.buffers = (whole, small, floats, self.top_p)
-        *columns, recent = whole.split([count] * 6 + [count * most])
-        self.known, self.fresh, self.live, self.limit, self.seed, self.choice = columns
+        *columns, recent, self.orders = whole.split([count] * 5 + [count * most, count * (1 + most)])
+        self.known, self.fresh, self.live, self.seed, self.choice = columns
         self.recent = recent.view(count, most)
+        self.limit, given = self.orders.split([count, count * most])
+        self.given = given.view(count, most)
         self.top_k, self.vocab, self.first, tables = small.split([count] * 3 + [count * pages])
         self.tables = tables.view(count, pages)
         self.temperature, self.min_p = floats.split([count] * 2)
@@ -159,6 +165,11 @@ class Lanes:
     def tokens(self) -> Tensor:
         """Ids [L * W] of ``recent``; 0 where there was none."""
         return self.numbers.recent.flatten().clamp(min=0)
+
+    def given(self, count: int, drafted: Tensor | None) -> Tensor:
+        """Drafts [L, count]: the host's tokens where it gave some, elsewhere ``drafted``; 0 where there is neither."""
+        given = self.numbers.given[:, :count]
+        return (given - 1).clamp_(min=0) if drafted is None else torch.where(given > 0, given - 1, drafted)
 
     def entries(self, group: int, first: Tensor | None = None) -> LaneRows:
         """Rows [L * W] of the recent tokens, at their positions. ``group``: query heads that share a key head;
@@ -269,6 +280,10 @@ class LaneDrafter(Protocol):
 
     def draft(self, lanes: Lanes, form: Form) -> Tensor:
         """Take in the recent tokens of every lane, then draft: tokens [L, N] int64 of the form's nodes."""
+        ...
+
+    def take_in(self, lanes: Lanes) -> None:
+        """Take in the recent tokens of every lane and draft nothing: somebody else does, or nobody."""
         ...
 
     def leave(self, row: DraftRow, taken: int) -> None:

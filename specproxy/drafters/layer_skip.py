@@ -97,6 +97,9 @@ class LayerSkipDrafter:
             tokens.append(ids)
         return torch.stack(tokens, 1)
 
+    def take_in(self, lanes: Lanes) -> None:
+        """See LaneDrafter: all KV is the target's."""
+
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter: all KV is the target's."""
 

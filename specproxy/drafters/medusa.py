@@ -153,6 +153,9 @@ class MedusaDrafter:
         drawn = [lanes.pick(logits[level], level + 1, best=best, coupled=self._coupled) for level in range(form.depth)]
         return torch.stack([drawn[level][:, 0, rank] for level, rank in zip(form.levels, form.ranks, strict=True)], 1)
 
+    def take_in(self, lanes: Lanes) -> None:
+        """See LaneDrafter: only the last state matters, and it stands in the lane."""
+
     def leave(self, row: DraftRow, taken: int) -> None:
         """See LaneDrafter: the state that it had is none of the last one's any more."""
         _progress(row).state = None

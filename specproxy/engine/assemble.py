@@ -16,10 +16,12 @@ from specproxy.drafters import registry
 from specproxy.drafters.base import Drafter
 from specproxy.engine.capture import Captures
 from specproxy.engine.controller import Controller
+from specproxy.engine.drafter_sizes import TargetSize
 from specproxy.engine.drafting import Drafting
+from specproxy.engine.late_room import LateRoom
 from specproxy.engine.loaded import LoadedDrafters
 from specproxy.engine.loop import Engine
-from specproxy.engine.memory import plan_start, settle
+from specproxy.engine.memory import plan_start, read_memory, settle
 from specproxy.engine.numerics import describe, proven_path
 from specproxy.engine.own_texts import write_own_texts
 from specproxy.engine.pages import PagePool
@@ -81,7 +83,11 @@ class DrafterHost:
 
 @dataclass
 class Assembled:
-    """A running engine and what the server must know about it. ``sequences``: that run at a time at most."""
+    """A running engine and what the server must know about it. ``sequences``: that run at a time at most.
+
+    ``listeners``: of each drafter, to pages that change hands. ``room``: of drafters that come later; ``None`` during
+    the start, whose plan has room for those that are declared.
+    """
 
     engine: Engine
     host: DrafterHost
@@ -90,24 +96,52 @@ class Assembled:
     configs: dict[str, DrafterConfig]
     captures: Captures
     sequences: int
+    listeners: dict[str, list[Callable[[int], None]]] = field(default_factory=dict)
+    room: LateRoom | None = None
 
     def load_drafter(self, name: str, config: DrafterConfig) -> None:
-        """Load one drafter and offer it from the next step on. Raises StartError."""
-        engine = self.engine
+        """Load one drafter and offer it from the next step on; of the same name, it takes the other's place once it is
+        loaded and has passed its trial. Raises StartError; then the drafters are those that there were."""
+        engine, host, before = self.engine, self.host, self.engine.drafting.drafters.get(name)
+        engine.land()
         engine.runner.threads.enter(1)
-        drafter = load_drafter(name, config, self.host)
-        self.captures.capture(drafter.needs.hidden, self.host.progress)
+        if self.room is not None:
+            self.room.check(name, config, read_memory(host.device).free)
+        heard = len(host.listeners)
+        try:
+            drafter = load_drafter(name, config, host)
+            self.captures.capture(drafter.needs.hidden, host.progress)
+            self._offer(drafter)
+        except BaseException:
+            del host.listeners[heard:]
+            if engine.drafting.drafters.get(name) is not before:
+                engine.forget(name)
+                if before is not None:
+                    self._offer(before)
+            raise
+        mine = host.listeners[heard:]
+        self._stop_listening(name)
+        self.listeners[name], self.configs[name] = mine, config
+
+    def _offer(self, drafter: Drafter) -> None:
+        """Let a drafter draft from the next step on, its cost measured."""
+        engine = self.engine
         engine.add(drafter)
-        if engine.rounds is not None and drafter.needs.lanes:
-            engine.rounds.graphs.prepare(name, self.sequences)
+        if engine.rounds is not None:
+            engine.rounds.graphs.prepare(self.sequences)
         chains, catch_up = measure_chains(engine, self.host.vocab_size, drafter)
-        engine.drafting.price(name, chains, catch_up)
-        self.configs[name] = config
+        engine.drafting.price(drafter.name, chains, catch_up)
 
     def unload_drafter(self, name: str) -> None:
         """Drop a drafter; rows that used it go on without."""
         self.engine.forget(name)
+        self._stop_listening(name)
         self.configs.pop(name, None)
+
+    def _stop_listening(self, name: str) -> None:
+        """Nothing may keep the memory of a drafter that is gone."""
+        gone = self.listeners.pop(name, [])
+        self.host.listeners[:] = [listener for listener in self.host.listeners if listener not in gone]
 
     def close(self) -> None:
         """End the processes that share the target with this one."""
@@ -164,7 +198,7 @@ def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Ca
     captures.capture((), progress)
     engine = _engine(runner, host, wanted.max_sequences)
     if engine.rounds is not None:
-        engine.rounds.graphs.prepare("", wanted.max_sequences)
+        engine.rounds.graphs.prepare(wanted.max_sequences)
     info, numerics = _info(wanted, model.spec, host.vocab_size), describe(model, rules, threads)
     assembled = Assembled(engine, host, info, numerics, {}, captures, wanted.max_sequences)
     for name, drafter_config in config.drafters.items():
@@ -173,8 +207,11 @@ def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Ca
     drafters = engine.drafting.drafters
     captures.capture([state for drafter in drafters.values() for state in drafter.needs.hidden], progress)
     captured = captures.bytes + (0 if engine.rounds is None else engine.rounds.graphs.bytes)
-    for line in settle(plan, drafters, captured).lines():
+    settled = settle(plan, drafters, captured)
+    for line in settled.lines():
         progress(line)
+    target = TargetSize(model.spec, folder, plan.weights, wanted.grow, PAGE_SIZE)
+    assembled.room = LateRoom.of(settled, target, model, rules, wanted)
     return assembled
 
 

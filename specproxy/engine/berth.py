@@ -29,6 +29,17 @@ class Arrival(NamedTuple):
         return self.tensor
 
 
+class Order(NamedTuple):
+    """What a lane is to do in a round: verify ``limit`` tokens at most (-1: it is stopped), those of ``given`` where
+    the host says which."""
+
+    limit: int
+    given: tuple[int, ...] = ()
+
+
+STOPPED = Order(-1)
+
+
 class Berth:
     """Lanes with what fills them: numbers on the host, and two places for what a round says."""
 
@@ -40,14 +51,14 @@ class Berth:
         size = (lanes.shape.lanes, 1 + 2 * lanes.shape.most)
         self._results = [torch.zeros(size, dtype=torch.int64, pin_memory=cuda) for _ in range(2)]
         self._tables: list[int] = []
-        self._limits: list[int] = []
+        self._orders: list[Order] = []
 
     def clear(self) -> None:
         """No lane has a sequence."""
         for buffer in self.lanes.numbers.buffers:
             buffer.zero_()
 
-    def fill(self, sequences: Rows[Sequence], entries: Rows[Entry], limits: Rows[int]) -> None:
+    def fill(self, sequences: Rows[Sequence], entries: Rows[Entry], orders: Rows[Order]) -> None:
         """Put a sequence into each lane."""
         host = self._writable()
         for buffer in host.buffers:
@@ -73,18 +84,18 @@ class Berth:
             host.recent[lane, : entry.fresh] = torch.tensor(s.tokens[len(s.tokens) - entry.fresh :])
             if entry.states is not None:
                 self.lanes.states[lane, : entry.fresh].copy_(entry.states)
-        self._write_limits(limits)
+        self._write_orders(orders)
         self._write_tables(sequences)
         self._send(self.lanes.numbers.buffers, host.buffers)
 
-    def refresh(self, sequences: Rows[Sequence | None], limits: Rows[int]) -> None:
-        """Limits, and pages that the sequences have got since; ``None``: the lane's is gone."""
+    def refresh(self, sequences: Rows[Sequence | None], orders: Rows[Order]) -> None:
+        """What each lane is to do, and pages that the sequences have got since; ``None``: the lane's is gone."""
         device = self.lanes.numbers
-        wanted = [-1 if s is None else limit for s, limit in zip(sequences, limits, strict=True)]
-        if wanted != self._limits:
+        wanted = [STOPPED if s is None else order for s, order in zip(sequences, orders, strict=True)]
+        if wanted != self._orders:
             host = self._writable()
-            self._write_limits(wanted)
-            self._send([device.limit], [host.limit])
+            self._write_orders(wanted)
+            self._send([device.orders], [host.orders])
         if [0 if s is None else len(s.table) for s in sequences] != self._tables:
             host = self._writable()
             self._write_tables(sequences)
@@ -96,9 +107,13 @@ class Berth:
             self._copied.synchronize()
         return self.host
 
-    def _write_limits(self, limits: Rows[int]) -> None:
-        self._limits = list(limits)
-        self.host.limit[: len(limits)] = torch.tensor(limits)
+    def _write_orders(self, orders: Rows[Order]) -> None:
+        self._orders = list(orders)
+        self.host.limit[: len(orders)] = torch.tensor([order.limit for order in orders])
+        self.host.given.zero_()
+        for lane, order in enumerate(orders):
+            if order.given:
+                self.host.given[lane, : len(order.given)] = torch.tensor(order.given).add_(1)
 
     def _write_tables(self, sequences: Rows[Sequence | None]) -> None:
         self._tables = [0 if s is None else len(s.table) for s in sequences]

@@ -66,22 +66,22 @@ class Round(LaneWork):
         super().__init__(lanes, key)
         self._model, self._kv, self._group = runner.model, runner.kv, query_group(runner.model)
         self._drafter, self._reads = drafter, reads
-        self._spots = run_of(0, 1) if key.form is None else verified_at(key.form)
+        form = key.verified
+        self._spots = run_of(0, 1) if form is None else verified_at(form)
         device, count = self.out.device, key.lanes
         self.logits = torch.zeros(0, 0)
         self.taps: Mapping[int, Tensor] = {}
-        parents = torch.tensor(() if key.form is None else key.form.parents, dtype=torch.int64, device=device)
+        parents = torch.tensor(() if form is None else form.parents, dtype=torch.int64, device=device)
         self._parents = parents.expand(count, key.nodes).contiguous()
         self._starts = torch.arange(count, device=device)[:, None] * len(self._spots)
         self._order = torch.arange(key.levels + 1, device=device).expand(count, key.levels + 1)
 
     def _work(self) -> None:
-        lanes, form, hidden = self._lanes, self._key.form, self._key.hidden
+        lanes, hidden = self._lanes, self._key.hidden
         lanes.begin()
         rows = lanes.rows(self._spots, self._group)
-        ids, drafted = lanes.newest(lanes.tokens)[:, None], None
-        if form is not None and self._drafter is not None:
-            drafted = self._drafter.draft(lanes, form)
+        ids, drafted = lanes.newest(lanes.tokens)[:, None], self._draft()
+        if drafted is not None:
             ids = torch.cat([ids, drafted], 1)
         self.logits, taps = self._model.forward(ids.flatten(), rows.positions, rows.plan, self._kv, None, hidden)
         self.taps = dict(zip(hidden, taps, strict=True))
@@ -89,9 +89,19 @@ class Round(LaneWork):
         sampled = drawn.tokens[:, 0].masked_fill(drawn.scores[:, 0].isnan(), NO_TOKEN).view(ids.shape)
         self._commit(sampled, *self._walk(drafted, sampled))
 
+    def _draft(self) -> Tensor | None:
+        """What is verified in every lane [L, N]: drafts, or in their place what the host gave."""
+        lanes, form, verified = self._lanes, self._key.form, self._key.verified
+        drafted = None
+        if self._drafter is not None and form is not None:
+            drafted = self._drafter.draft(lanes, form)
+        elif self._drafter is not None:
+            self._drafter.take_in(lanes)
+        return lanes.given(self._key.nodes, drafted) if verified is not None and verified.is_chain else drafted
+
     def _walk(self, drafted: Tensor | None, sampled: Tensor) -> tuple[Tensor, Tensor]:
         """How many tokens every lane gets [L], and at which of its rows they were sampled [L, levels + 1]."""
-        lanes, form, live = self._lanes, self._key.form, self._lanes.numbers.live
+        lanes, form, live = self._lanes, self._key.verified, self._lanes.numbers.live
         if form is None or drafted is None:
             return live, self._order
         most = lanes.numbers.limit.clamp(max=self._key.nodes)

@@ -84,9 +84,9 @@ class Drafting:
             if choice is None:
                 continue
             drafts[i] = Draft([], [], None, said)
-            guess = said.get(choice.drafter) if choice.drafter else None
+            guess = plan.guess(i)
             if guess is not None:
-                drafts[i] = self._shape(s, guess.tokens[: choice.k], guess.parents[: choice.k], choice, said)
+                drafts[i] = self._shape(s, guess.tokens, guess.parents, choice, said)
             elif choice.drafter is not None:
                 wanted.setdefault(choice.drafter, []).append(i)
         for name, rows in wanted.items():

@@ -16,6 +16,10 @@ class Guess:
     parents: list[int]
     bucket: int
 
+    def cut(self, nodes: int) -> Guess:
+        """Its first nodes."""
+        return Guess(self.tokens[:nodes], self.parents[:nodes], self.bucket)
+
 
 @dataclass
 class Draft:
@@ -48,3 +52,20 @@ class Plan:
     sequences: list[Sequence]
     choices: list[Choice | None]
     said: list[dict[str, Guess]]
+
+    def guess(self, index: int) -> Guess | None:
+        """What a host drafter guesses for a row that chose it, as much of it as was chosen."""
+        choice = self.choices[index]
+        found = None if choice is None or choice.drafter is None else self.said[index].get(choice.drafter)
+        return None if choice is None or found is None else found.cut(choice.k)
+
+    @property
+    def guesses(self) -> list[Guess | None]:
+        """Of every row."""
+        return [self.guess(index) for index in range(len(self.sequences))]
+
+    @property
+    def drafting(self) -> set[str]:
+        """The device drafters that rows chose."""
+        pairs = zip(self.choices, self.said, strict=True)
+        return {c.drafter for c, said in pairs if c is not None and c.drafter is not None and c.drafter not in said}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from specproxy.engine.berth import Arrival, Berth
+from specproxy.engine.berth import Arrival, Berth, Order
 from specproxy.engine.captured_round import Round
 from specproxy.engine.drafts import Draft, Plan
 from specproxy.engine.round_shapes import RoundKey
@@ -62,15 +62,15 @@ class Seats:
 
 @dataclass
 class Flight:
-    """A round on its way, of ``work``, for the sequences of ``plan`` in ``lanes``. ``limits``: tokens that each of them
-    may draft. ``ahead``: the next one may start before this one is read. ``began``: seconds."""
+    """A round on its way, of ``work``, for the sequences of ``plan`` in ``lanes``. ``orders``: what each of them is to
+    do. ``ahead``: the next one may start before this one is read. ``began``: seconds."""
 
     plan: Plan
     lanes: list[int]
     seats: Seats
     key: RoundKey
     work: Round
-    limits: list[int]
+    orders: list[Order]
     ahead: bool
     began: float
     arrival: Arrival | None = None
@@ -112,13 +112,17 @@ class Flight:
         return found
 
     def draft(self, index: int) -> Draft:
-        """What a sequence of the plan drafted; which tokens these were nobody asks any more."""
+        """What a sequence of the plan drafted; which tokens these were, if a device drafter's, nobody asks any more."""
         s, choice, said = self.plan.sequences[index], self.plan.choices[index], self.plan.said[index]
-        if self.key.form is None:
+        form, order = self.key.verified, self.orders[index]
+        if self.key.drafter:
+            s.row(self.key.drafter).seen = len(s.tokens)
+        if form is None or choice is None or choice.drafter is None:
             return Draft([], [], None, said)
-        row = s.row(self.key.drafter)
-        row.seen = len(s.tokens)
-        if choice is None or choice.drafter is None:
-            return Draft([], [], None, said)
-        row.k, nodes = choice.k, min(self.limits[index], self.key.nodes)
-        return Draft([0] * nodes, list(self.key.form.parents[:nodes]), choice, said)
+        s.row(choice.drafter).k, nodes = choice.k, min(order.limit, self.key.nodes)
+        return Draft(list(order.given) or [0] * nodes, list(form.parents[:nodes]), choice, said)
+
+    def heard(self, plan: Plan) -> None:
+        """What host drafters say now, before this round is read, is about the text that it went on from."""
+        said = {s.id: told for s, told in zip(plan.sequences, plan.said, strict=True)}
+        self.plan.said = [said.get(s.id, {}) for s in self.plan.sequences]

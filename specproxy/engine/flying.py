@@ -68,6 +68,7 @@ class Flying:
         if flight is None:
             return []
         self.aloft = self.rounds.follow(flight, plan)
+        flight.heard(plan)
         return self._read(flight)
 
     def land(self) -> list[Delta]:
@@ -80,7 +81,7 @@ class Flying:
         found = flight.wait()
         now = self._clock()
         seconds, self._landed = now - max(flight.began, self._landed), now
-        self._controller.observe_round(flight.key.drafter, len(found), flight.key.levels, flight.rows, seconds)
+        self._controller.observe_round(flight.key.drafter, len(found), flight.key.drafted, flight.rows, seconds)
         self._times.add("decode", seconds)
         deltas = []
         for index, outcome in enumerate(found):

@@ -43,6 +43,16 @@ class LoadedDrafters:
         self._readers.discard(name)
         self._batches.pop(name, None)
 
+    @property
+    def hosts(self) -> list[str]:
+        """Those that draft on the host."""
+        return [name for name, drafter in self.drafters.items() if drafter.needs.place == "host"]
+
+    @property
+    def in_lanes(self) -> list[str]:
+        """Those that draft in lanes."""
+        return [name for name, drafter in self.drafters.items() if drafter.needs.lanes]
+
     def for_lanes(self, name: str) -> LaneDrafter:
         """A drafter that drafts in lanes (``Needs.lanes``)."""
         return cast("LaneDrafter", self.drafters[name])

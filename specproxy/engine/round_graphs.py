@@ -73,19 +73,20 @@ class RoundGraphs:
         self._rounds = {key: work for key, work in self._rounds.items() if key.drafter != drafter}
         self._berths = {key: berth for key, berth in self._berths.items() if key[0] != drafter}
 
-    def prepare(self, drafter: str, sequences: int) -> None:
-        """Capture what an ordinary run of up to so many sequences needs, so that nobody waits for it. "": plain
-        decoding."""
+    def prepare(self, sequences: int) -> None:
+        """Capture what an ordinary run of up to so many sequences needs with the drafters that are loaded, as far as it
+        has not been, so that nobody waits for it. Nobody may sit in any lane."""
         if self._pool is None:
             return
-        for key in self._shapes.usual(drafter, sequences):
-            self.round(key)
-            if key.levels % 2:
-                self.draft(key._replace(hidden=()))
+        for drafter in ("", *self._loaded.in_lanes):
+            for key in self._shapes.usual(drafter, sequences):
+                self.round(key)
+                if key.drafted % 2:
+                    self.draft(key._replace(hidden=()))
 
     def time(self, drafter: str, k: int, tables: Rows[Rows[int]], context: int, repeats: int) -> float:
         """Seconds of a round over as many made-up sequences as there are ``tables``, each of ``context`` tokens: the
-        fastest of some. ``drafter``: "" for plain decoding, with k 0."""
+        fastest of some. 0: nobody drafts; "": nor takes anything in."""
         lanes, count = min(lanes for lanes in LANES if lanes >= len(tables)), len(tables)
         key = self._shapes.of_chains(drafter, lanes, k, context)
         work, berth, seconds = self.round(key), self.berth(key), []

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
 from specproxy.drafters.lanes import Entry
+from specproxy.engine.berth import Order
 from specproxy.engine.drafts import Plan
 from specproxy.engine.flight import Flight, Outcome, Seat, Seats
 from specproxy.engine.loaded import LoadedDrafters
@@ -38,7 +39,7 @@ class Rounds:
     def start(self, plan: Plan) -> Flight | None:
         """Let a round go for the sequences of ``plan``, which take seats if they have none; ``None``, and nobody sits,
         where it is work for an ordinary step. Nothing may be aloft."""
-        key = self._shapes.of(plan)
+        key = self._shapes.of(plan, self._sitting)
         lanes = self._seated(key, plan)
         if lanes is None:
             self.rise()
@@ -49,11 +50,12 @@ class Rounds:
 
     def follow(self, flight: Flight, plan: Plan) -> Flight | None:
         """Let the next round of the same lanes go, with what is on its way still unread; ``None`` where it cannot."""
-        key = self._shapes.of(plan, behind=flight.key.levels + 1)
+        key = self._shapes.of(plan, self._sitting, behind=flight.key.levels + 1)
         lanes = self._seated(key, plan)
         if key is None or lanes is None or self._seats is None or not self._shapes.may_follow(plan, key):
             return None
-        return self._launch(plan, key, lanes, self._seats)
+        unheard = Plan(plan.sequences, plan.choices, [{}] * len(plan.sequences))
+        return self._launch(unheard, key, lanes, self._seats)
 
     def unseat(self, sequence: Sequence) -> None:
         """A sequence's pages are given up."""
@@ -84,12 +86,12 @@ class Rounds:
         key = self._shapes.of_draft(name, sequences, levels)
         if key is None:
             return None
-        levels = min(levels, key.levels)
+        levels = min(levels, key.drafted)
         work, berth = self.graphs.draft(key), self.graphs.berth(key)
         entries = self._enter(sequences, name, berth.lanes.shape.most)
         if entries is None:
             return None
-        berth.fill(sequences, entries, [levels] * len(sequences))
+        berth.fill(sequences, entries, [Order(levels)] * len(sequences))
         work.replay()
         found = berth.read(work.out).wait()[: len(sequences)].tolist()
         for s in sequences:
@@ -100,6 +102,11 @@ class Rounds:
         """A drafter is unloaded. Nothing may be aloft."""
         self.rise()
         self.graphs.forget(drafter)
+
+    @property
+    def _sitting(self) -> str:
+        """The drafter that sits in the lanes; "" where none does."""
+        return "" if self._seats is None else self._seats.drafter
 
     def _seated(self, key: RoundKey | None, plan: Plan) -> list[int] | None:
         """The lanes of the plan's sequences, where they sit as ``key`` wants them, whose work is captured."""
@@ -115,7 +122,7 @@ class Rounds:
         entries = self._enter(plan.sequences, key.drafter, berth.lanes.shape.most)
         if entries is None:
             return None
-        berth.fill(plan.sequences, entries, _limits(plan))
+        berth.fill(plan.sequences, entries, _orders(plan, key))
         seats: list[Seat | None] = [Seat(s, len(s.tokens), 0) for s in plan.sequences]
         self._seats = Seats(key.drafter, key.lanes, seats)
         return list(range(len(seats)))
@@ -139,13 +146,13 @@ class Rounds:
         return entries
 
     def _launch(self, plan: Plan, key: RoundKey, lanes: list[int], seats: Seats) -> Flight:
-        berth, limits = self.graphs.berth(key), _limits(plan)
-        by_lane = [0] * len(seats.seats)
-        for lane, limit in zip(lanes, limits, strict=True):
-            by_lane[lane] = limit
+        berth, orders = self.graphs.berth(key), _orders(plan, key)
+        by_lane = [Order(0)] * len(seats.seats)
+        for lane, order in zip(lanes, orders, strict=True):
+            by_lane[lane] = order
         berth.refresh(seats.sequences, by_lane)
         ahead = self._shapes.may_follow(plan, key)
-        flight = Flight(plan, lanes, seats, key, self.graphs.round(key), limits, ahead, self._clock())
+        flight = Flight(plan, lanes, seats, key, self.graphs.round(key), orders, ahead, self._clock())
         flight.launch(berth)
         return flight
 
@@ -156,10 +163,14 @@ def _slice(rows: list[int]) -> slice | list[int]:
     return slice(rows[0], rows[0] + len(rows)) if side_by_side else rows
 
 
-def _limits(plan: Plan) -> list[int]:
-    """Tokens that each sequence may draft."""
-    limits = []
-    for s, choice in zip(plan.sequences, plan.choices, strict=True):
+def _orders(plan: Plan, key: RoundKey) -> list[Order]:
+    """What each sequence is to do."""
+    orders = []
+    for s, choice, guess in zip(plan.sequences, plan.choices, plan.guesses, strict=True):
         row = None if choice is None or choice.drafter is None else s.row(choice.drafter)
-        limits.append(0 if choice is None or row is None else row.room if row.width > 1 else choice.k)
-    return limits
+        if guess is not None:
+            given = tuple(guess.tokens[: key.nodes])
+            orders.append(Order(len(given), given))
+        else:
+            orders.append(Order(0 if choice is None or row is None else row.room if row.width > 1 else choice.k))
+    return orders

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from specproxy.config.schema import DrafterConfig
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow
 from specproxy.engine import warmup
+from specproxy.engine.drafting import Drafting
+from specproxy.engine.drafts import Draft, Guess
 from specproxy.engine.flight import Flight, Outcome
 from specproxy.engine.rounds import Rounds
+from specproxy.engine.sequence import Sequence as Running
 from specproxy.vocabulary import Decision, SamplingParams, Submission
 from tests.support.device_path import use_device_path
 from tests.support.driver import OFF, Answer, Driver
@@ -21,13 +26,14 @@ from tests.support.identity import Identity, decision
 
 DRAFTERS = {
     "ngram": DrafterConfig(type="ngram"),
+    "prediction": DrafterConfig(type="prediction"),
     "eagle3": DrafterConfig(type="eagle3", path="house"),
     "mtp": DrafterConfig(type="mtp", path="house"),
     "medusa": DrafterConfig(type="medusa", path="house"),
     "layer_skip": DrafterConfig(type="layer_skip"),
     "draft_model": DrafterConfig(type="draft_model", path="house", options={"compile": "off"}),
 }
-IN_LANES = [name for name in DRAFTERS if name != "ngram"]
+IN_LANES = [name for name in DRAFTERS if name not in ("ngram", "prediction")]
 _BY_STEPS: dict[str, Answer] = {}
 SAMPLING: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 1.0, "top_p": 0.9}]
 
@@ -107,6 +113,11 @@ def by_steps(driver: Driver, asked: Sequence[Submission]) -> list[Answer]:
     return [_BY_STEPS[repr((s.prompt, s.seed, s.params))] for s in asked]
 
 
+def renamed(submission: Submission) -> Submission:
+    """The same, as another sequence."""
+    return replace(submission, id=f"{submission.id} again")
+
+
 def tokens_of(answers: Sequence[Answer]) -> list[list[int]]:
     """Tokens alone."""
     return [answer.tokens for answer in answers]
@@ -161,16 +172,90 @@ def test_the_next_round_starts_before_the_last_is_read(
         assert flights.index(("follow", flight)) < flights.index(("read", before))
 
 
-def test_a_host_drafter_sees_every_token_before_the_next_round(
+def test_the_host_gives_drafts_to_rounds(
     driver: Driver, mini: list[dict[str, Any]], flights: list[tuple[str, Flight]]
 ) -> None:
-    """Where a host drafter may guess, rounds are read at once; the text is the same."""
-    chosen = Decision("on", "r", drafters=("ngram", "eagle3"), auto=True, k_max=4, k_min=1)
-    asked = submissions(driver, mini[:2], chosen)
+    """A host drafter's guesses are verified in rounds, each read before the next is decided on; what is accepted is
+    booked to it, and nothing changes, for one sequence and for three."""
+    asked = [
+        replace(one, prediction=answer.tokens)
+        for one in submissions(driver, mini[:3], decision("prediction", 12), tokens=40)
+        for answer in by_steps(driver, [one])
+    ]
     expected = by_steps(driver, asked)
-    assert tokens_of(driver.run(asked)) == tokens_of(expected)
-    assert "start" in [name for name, _ in flights]
-    assert "follow" not in [name for name, _ in flights]
+    for answers in (driver.run(asked), [driver.run([renamed(one)])[0] for one in asked]):
+        assert tokens_of(answers) == tokens_of(expected)
+        assert all(answer.stats.steps < len(answer.tokens) / 3 for answer in answers)
+        assert all(sum(one.accepted for one in answer.stats.drafts) > len(answer.tokens) / 2 for answer in answers)
+    given = [flight for _, flight in flights if any(order.given for order in flight.orders)]
+    assert {flight.key.given for flight in given} == {15}
+    assert not any(flight.ahead for flight in given)
+
+
+def test_a_head_keeps_its_seat_while_the_host_drafts(
+    driver: Driver, mini: list[dict[str, Any]], flights: list[tuple[str, Flight]]
+) -> None:
+    """With a head and a host drafter that knows half of the answer the head sits in the lane from first to last,
+    whoever drafts; while the head does, rounds follow each other unread."""
+    chosen = Decision("on", "r", drafters=("prediction", "eagle3"), k_max=4, k_min=4, adaptive=False)
+    asked = submissions(driver, mini[:2], chosen, tokens=64)
+    expected = by_steps(driver, asked)
+    asked = [
+        replace(one, prediction=other.tokens[: len(other.tokens) // 2])
+        for one, other in zip(asked, expected, strict=True)
+    ]
+    for one in asked:
+        driver.run([renamed(one)])  # work that is made for the first time is made with nobody in the lanes
+    flights.clear()
+    answers = [driver.run([one])[0] for one in asked]
+    assert tokens_of(answers) == tokens_of(expected)
+    assert {flight.key.drafter for _, flight in flights} == {"eagle3"}
+    assert len({id(flight.seats) for name, flight in flights if name != "read"}) == len(asked)
+    used = {count.drafter for answer in answers for count in answer.stats.drafts if count.accepted}
+    assert used == set(chosen.drafters)
+    assert {name for name, _ in flights} == {"start", "follow", "read"}
+
+
+def test_guesses_of_the_host_are_judged_by_the_text_they_were_about(
+    driver: Driver, mini: list[dict[str, Any]], flights: list[tuple[str, Flight]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While rounds follow each other unread, every guess of a host drafter that a round is booked with is what it says
+    of the text before that round."""
+    chosen = Decision("on", "r", drafters=("ngram", "eagle3"), auto=True, k_max=4)
+    (one,) = submissions(driver, mini[1:2], chosen, tokens=64)
+    booked: list[tuple[DraftRow, Guess]] = []
+    right = Drafting.settle
+
+    def noted(self: Drafting, s: Running, draft: Draft, path: Sequence[int], output: Sequence[int]) -> None:
+        before = DraftRow(f"before {len(s.tokens)}", list(s.tokens), s.num_prompt, 4, "fresh", s.sampler, room=4)
+        booked.extend((before, guess) for guess in draft.said.values())
+        right(self, s, draft, path, output)
+
+    monkeypatch.setattr(Drafting, "settle", noted)
+    (answer,) = driver.run([one])
+    assert answer.tokens == by_steps(driver, [one])[0].tokens
+    assert "follow" in [name for name, _ in flights]
+    assert len(booked) >= 3
+    drafter, batch = driver.engine.drafting.drafters["ngram"], DraftBatch.allocate(1, 4)
+    for row, guess in booked:
+        drafter.prefill(DraftContext([row]))
+        drafter.propose(DraftContext([row]), batch)
+        assert guess.tokens == batch.tokens[0, : len(guess.tokens)].tolist()
+
+
+def test_a_batch_in_which_the_host_drafts_for_some(
+    driver: Driver, mini: list[dict[str, Any]], flights: list[tuple[str, Flight]]
+) -> None:
+    """Of three sequences in the same lanes one is drafted for by the host, two by a head: one round serves all."""
+    chosen = Decision("on", "r", drafters=("prediction", "eagle3"), k_min=1, k_max=5)
+    asked = submissions(driver, mini[:3], chosen, tokens=40)
+    expected = by_steps(driver, asked)
+    asked[1] = replace(asked[1], prediction=expected[1].tokens)
+    answers = driver.run(asked)
+    assert tokens_of(answers) == tokens_of(expected)
+    mixed = [flight for _, flight in flights if flight.key.form and any(order.given for order in flight.orders)]
+    assert mixed
+    assert {count.drafter for count in answers[1].stats.drafts if count.accepted} >= {"prediction"}
 
 
 def test_logprobs_come_with_rounds(
