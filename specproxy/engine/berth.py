@@ -47,6 +47,7 @@ class Berth:
         cuda = "cuda" in device
         self.lanes = lanes
         self.host = LaneNumbers(lanes.shape, "cpu", pinned=cuda)
+        self._limit, self._given = self.host.limit.numpy(), self.host.given.numpy()
         self._copied = torch.cuda.Event() if cuda else None
         size = (lanes.shape.lanes, 1 + 2 * lanes.shape.most)
         self._results = [torch.zeros(size, dtype=torch.int64, pin_memory=cuda) for _ in range(2)]
@@ -109,11 +110,10 @@ class Berth:
 
     def _write_orders(self, orders: Rows[Order]) -> None:
         self._orders = list(orders)
-        self.host.limit[: len(orders)] = torch.tensor([order.limit for order in orders])
-        self.host.given.zero_()
+        self._limit[: len(orders)] = [order.limit for order in orders]
+        self._given.fill(0)
         for lane, order in enumerate(orders):
-            if order.given:
-                self.host.given[lane, : len(order.given)] = torch.tensor(order.given).add_(1)
+            self._given[lane, : len(order.given)] = [token + 1 for token in order.given]
 
     def _write_tables(self, sequences: Rows[Sequence | None]) -> None:
         self._tables = [0 if s is None else len(s.table) for s in sequences]

@@ -1,4 +1,6 @@
-"""Rounds on their way: one is read while the next is already computed, unless the host must see it first."""
+"""Rounds on their way: one is read while the next is already computed, unless the host must see it first; then the next
+is let go before anybody is told what the last one said.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +43,10 @@ class Flying:
         self._clock = clock
         self._landed = 0.0
 
-    def start(self, plan: Plan) -> list[Delta] | None:
-        """Let a round go for ``plan``; what it said where it must be read at once, and ``None`` where it is work for an
-        ordinary step. Nothing may be aloft."""
-        flight = self.rounds.start(plan)
-        if flight is None:
-            return None
-        if flight.ahead:
-            self.aloft = flight
-            return []
-        return self._read(flight)
+    def start(self, plan: Plan) -> bool:
+        """Let a round go for ``plan``; False where it is work for an ordinary step. Nothing may be aloft."""
+        self.aloft = self.rounds.start(plan)
+        return self.aloft is not None
 
     def may_go_on(self) -> bool:
         """Whether nobody else has to be served first, and every sequence has room for two more rounds."""

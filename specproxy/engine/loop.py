@@ -172,9 +172,8 @@ class Engine:
         began = self._clock()
         self.runner.threads.enter(1)
         plan = self.drafting.plan(sequences, self._budget)
-        flown = None if self.flying is None else self.flying.start(plan)
-        if flown is not None:
-            return flown
+        if self.flying is not None and self.flying.start(plan):
+            return []
         drafts = self.drafting.draft(plan, self.rounds)
         drafted = self._clock()
         deltas = []
@@ -184,10 +183,15 @@ class Engine:
         return deltas
 
     def _fly_on(self, flying: Flying) -> list[Delta]:
-        """The next round of those who fly, or the end of their last one."""
-        if not flying.may_go_on():
-            return flying.land()
-        return flying.go_on(self.drafting.plan(self.scheduler.decoding(), self._budget))
+        """The next round of those who fly, or the end of their last one; then the device starts on the next one before
+        what the last one said is sent anywhere."""
+        if flying.may_go_on():
+            return flying.go_on(self.drafting.plan(self.scheduler.decoding(), self._budget))
+        deltas = flying.land()
+        sequences = [] if self.scheduler.due else self._with_pages(self.scheduler.decoding())
+        if sequences:
+            flying.start(self.drafting.plan(sequences, self._budget))
+        return deltas
 
     def add(self, drafter: Drafter) -> None:
         """A drafter was loaded, perhaps in place of one of the same name."""

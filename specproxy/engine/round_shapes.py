@@ -16,14 +16,14 @@ from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import is_chain
 from specproxy.engine.step_shapes import SHORT
 
-MOST = 32
+MOST = 16
 """Tokens that a round commits to a lane at most; what the host gives has one fewer."""
 
 DEEPEST = 7
 """Levels that are drafted in a round at most."""
 
-GIVEN = (7, 15, 31)
-"""Tokens of the host's that rounds are captured for."""
+GIVEN = (7, 15)
+"""Tokens of the host's that rounds are captured for; it may know more, which then wait for the next round."""
 
 USUAL_LANES = 8
 """Lanes up to which a drafter's rounds are captured at start."""
@@ -184,15 +184,16 @@ class RoundShapes:
         return drafter is not None and drafter.needs.lanes and bool(drafter.needs.hidden)
 
     def _given(self, plan: Plan, lanes: int, form: Form | None) -> int | None:
-        """Tokens of the host's that every lane must have room for beside a draft of ``form``, whose room they share;
-        ``None`` where they do not fit or branch."""
+        """Tokens of the host's that there is room for in every lane beside a draft of ``form``, whose room they share;
+        ``None`` where there is none, or they branch."""
         guesses = [guess for guess in plan.guesses if guess is not None]
         most = max((len(guess.tokens) for guess in guesses), default=0)
         if not most or not all(is_chain(guess.parents) for guess in guesses):
             return None if most else 0
         if form is not None:
             return 0 if form.is_chain else None
-        return next((count for count in self.gives(lanes) if count >= most), None)
+        sizes = self.gives(lanes)
+        return next((count for count in sizes if count >= most), sizes[-1] if sizes else None)
 
     def _form(self, plan: Plan, name: str, lanes: int, cutoffs: bool) -> Form | None:
         """What every lane drafts."""
