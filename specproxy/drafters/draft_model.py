@@ -174,6 +174,9 @@ class DraftModel:
         for page in row.pages[: count // self._kv.page_size]:
             self._filled[page] = 1
 
+    def begin(self, row: DraftRow) -> None:
+        """See LaneDrafter: the prompt is computed when a draft is first wanted, as most routes may do without."""
+
     def enter(self, row: DraftRow, most: int) -> Entry | None:
         """See LaneDrafter."""
         from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU

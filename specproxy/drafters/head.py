@@ -91,6 +91,10 @@ class HeadDrafter:
         """Little is kept outside the row and the pages."""
         self._grower.forget(seq_id)
 
+    def begin(self, row: DraftRow) -> None:
+        """See LaneDrafter: the entry of the prompt's last state needs the token behind it."""
+        self._absorb([row], leave=1)
+
     def enter(self, row: DraftRow, most: int) -> Entry | None:
         """See LaneDrafter: a row whose last state does not wait cannot be drafted for."""
         from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU

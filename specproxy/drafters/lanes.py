@@ -269,6 +269,10 @@ class LaneDrafter(Protocol):
     """A drafter that can draft in a round. What ``draft`` does is captured: no host value of a tensor, no shape that
     depends on one."""
 
+    def begin(self, row: DraftRow) -> None:
+        """A part of the row's prompt is being computed: enqueue what can be taken in of it already."""
+        ...
+
     def enter(self, row: DraftRow, most: int) -> Entry | None:
         """Take in all committed tokens but ``most`` at most, at least the last one being left; ``None`` where the
         drafter cannot draft for this row now."""

@@ -76,6 +76,9 @@ class LayerSkipDrafter:
         """Both are the target's."""
         return Memory()
 
+    def begin(self, row: DraftRow) -> None:
+        """See LaneDrafter: all KV is the target's."""
+
     def enter(self, row: DraftRow, most: int) -> Entry | None:
         """See LaneDrafter: the last committed token is the only one without KV."""
         from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU

@@ -134,6 +134,9 @@ class MedusaDrafter:
         for (i, row), candidates in zip(ready, drawn, strict=True):
             self._write(i, row, candidates, out)
 
+    def begin(self, row: DraftRow) -> None:
+        """See LaneDrafter: only the last state matters."""
+
     def enter(self, row: DraftRow, most: int) -> Entry | None:
         """See LaneDrafter: only the last state matters."""
         from specproxy.drafters.lanes import Entry  # needs Triton, which comes with a GPU

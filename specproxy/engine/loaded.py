@@ -96,6 +96,13 @@ class LoadedDrafters:
                 s.begun.add(name)
                 self.drafters[name].prefill(DraftContext([row]))
 
+    def begin(self, s: Sequence) -> None:
+        """A part of the sequence's prompt is being computed: drafters that will sit in lanes take in what they can
+        behind it, before the host waits for its end."""
+        for name in s.decision.drafters:
+            if name in self.drafters and self.drafters[name].needs.lanes:
+                self.for_lanes(name).begin(self.row(s, name, 0))
+
     def row(self, s: Sequence, name: str, k: int) -> DraftRow:
         """The sequence's row for a drafter that may draft ``k`` nodes; the drafter has seen what is committed."""
         row = s.row(name)

@@ -144,6 +144,8 @@ class Engine:
             first = step.positions[0]
             states = dict(zip(hidden, taps, strict=True))
             self.drafting.loaded.feed(s, s.computed, states, slice(s.computed - first, end - first))
+        if self.flying is not None:
+            self.drafting.loaded.begin(s)
         s.computed = end
         self.scheduler.publish(s)
         self.times.add("prefill", self._clock() - began)
