@@ -114,7 +114,9 @@ class DraftCounts(Struct, array_like=True):
 
 
 class SequenceStats(Struct):
-    """Counts and timings of one sequence as the engine saw them. Times in seconds since the engine received it."""
+    """Counts and timings of one sequence as the engine saw them. Times in seconds since the engine received it.
+    ``device_s``: its share of the steps that it was in, by rows, and of the drafting for them; all sequences' shares
+    add up to the time that the engine was at work for them."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -124,6 +126,7 @@ class SequenceStats(Struct):
     queued_s: float = 0.0
     first_token_s: float = 0.0
     draft_s: float = 0.0
+    device_s: float = 0.0
     reason: str | None = None
 
 
@@ -221,6 +224,7 @@ class RequestRecord(Struct):
     ttft_s: float | None = None
     duration_s: float = 0.0
     queued_s: float = 0.0
+    device_s: float = 0.0
     steps: int = 0
     drafted: int = 0
     accepted: int = 0

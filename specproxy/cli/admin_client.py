@@ -26,6 +26,9 @@ UNIX = "unix:"
 TIMEOUT_S = 30.0
 """Longest that an answer may take: a plan over many requests is the slowest."""
 
+LOAD_S = 660.0
+"""Longest that loading a drafter may take: more than the server waits for its engine."""
+
 Order = Literal["promote", "rollback", "pause", "resume"]
 T = TypeVar("T")
 
@@ -73,7 +76,6 @@ class AdminClient:
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers={"authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
         )
         return self
 
@@ -120,8 +122,28 @@ class AdminClient:
         """Undo ``kill``."""
         return await self._ask("DELETE", "kill", dict[str, Any], {"route": route, "reason": reason})
 
+    async def drafters(self) -> dict[str, Any]:
+        """What is loaded, and what uses it."""
+        return await self._ask("GET", "drafters", dict[str, Any])
+
+    async def load_drafter(self, name: str, body: Mapping[str, Any], *, etag: str | None) -> dict[str, Any]:
+        """Load a drafter; ``body``: its type, path, max_k and options, and the reason. ``etag``: of the one that it
+        replaces. Returns once it is loaded."""
+        return await self._ask("PUT", f"drafters/{quote(name, safe='')}", dict[str, Any], body, etag, LOAD_S)
+
+    async def unload_drafter(self, name: str, *, reason: str, etag: str) -> dict[str, Any]:
+        """Drop a drafter; what is left."""
+        path = f"drafters/{quote(name, safe='')}"
+        return await self._ask("DELETE", path, dict[str, Any], {"reason": reason}, etag, LOAD_S)
+
     async def _ask(
-        self, method: str, path: str, kind: type[T], body: Mapping[str, Any] | None = None, etag: str | None = None
+        self,
+        method: str,
+        path: str,
+        kind: type[T],
+        body: Mapping[str, Any] | None = None,
+        etag: str | None = None,
+        limit_s: float = TIMEOUT_S,
     ) -> T:
         if self._session is None:
             raise RuntimeError("AdminClient is used outside of its context")
@@ -131,7 +153,12 @@ class AdminClient:
             headers["content-type"] = "application/json"
         try:
             async with self._session.request(
-                method, f"{self._base}/admin/v1/{path}", data=data, headers=headers, allow_redirects=False
+                method,
+                f"{self._base}/admin/v1/{path}",
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=limit_s),
             ) as response:
                 raw, status = await response.read(), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

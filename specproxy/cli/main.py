@@ -24,6 +24,7 @@ first steps:
 COMMANDS = {
     "serve": "load a model and answer requests",
     "policy": "check, explain and test policy files; see and move the gate's candidates",
+    "drafter": "load, unload and list the drafters of a running server",
     "audit": "compute a stored answer again and compare it",
     "tune": "search the fastest speculation for each route on this machine",
     "bench": "measure speculation on against off",

@@ -80,9 +80,9 @@ class HeadForward:
         """One module over the batch."""
         states = batch.states[0] if len(batch.states) == 1 else torch.cat(batch.states)
         device, kv = states.device, self._kv
-        slots = torch.tensor(batch.slots, device=device)
+        slots = _sent(batch.slots, device)
         plan = plan_attention(batch.spans, slots, kv, exact=False, group=self._head.spec.group)
-        ids, positions = torch.tensor(batch.ids, device=device), torch.tensor(batch.positions, device=device)
+        ids, positions = _sent(batch.ids, device), _sent(batch.positions, device)
         return self._head.step(ids, states, positions, plan, kv, module)
 
     def chain_modules(self, batch: HeadBatch, rows: Sequence[HeadRow], step: HeadStep) -> None:
@@ -105,3 +105,8 @@ class HeadForward:
             alone = self.batch()
             alone.add_entries(row, position + start, states[start : start + CATCH_UP_ROWS])
             self.chain_modules(alone, [head_row(row)], self.run(alone))
+
+
+def _sent(numbers: list[int], device: torch.device) -> Tensor:
+    """Numbers on their way to a device; the host does not wait for what that computes now."""
+    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)

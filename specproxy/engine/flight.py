@@ -90,6 +90,11 @@ class Flight:
         """Positions behind the known tokens that it may write to."""
         return max(self.key.levels, self.key.nodes) + 1
 
+    def expects(self, sequence: Sequence) -> float:
+        """Tokens that a sequence of its plan gets on average."""
+        choices = zip(self.plan.sequences, self.plan.choices, strict=True)
+        return next((c.expected for s, c in choices if s is sequence and c is not None), 1.0)
+
     def holds(self, sequences: list[Sequence]) -> bool:
         """Whether just these sit in its lanes, and every round before it has been read."""
         return bool(sequences) and self.seats.lanes_of(sequences) is not None

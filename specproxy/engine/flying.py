@@ -53,8 +53,8 @@ class Flying:
         flight, scheduler, sequences = self.aloft, self._scheduler, self._scheduler.decoding()
         if flight is None or not flight.ahead or scheduler.due or not flight.holds(sequences):
             return False
-        if all(s.num_output + 1 >= s.submission.params.max_tokens for s in sequences):
-            return False
+        if all(s.num_output + flight.expects(s) >= s.submission.params.max_tokens for s in sequences):
+            return False  # as good as certain to be their last: nothing should be in the way of who comes next
         room = [len(s.tokens) + 2 * flight.reach for s in sequences]
         return all(scheduler.try_reserve(s, tokens) >= tokens for s, tokens in zip(sequences, room, strict=True))
 
@@ -84,6 +84,7 @@ class Flying:
             if outcome is None:
                 continue
             s = flight.plan.sequences[index]
+            s.stats.device_s += seconds / sum(other is not None for other in found)
             self.rounds.feed_others(flight, s, outcome)
             s.computed += len(outcome.tokens)
             self._drafting.settle(s, flight.draft(index), range(len(outcome.tokens) - 1), outcome.tokens)

@@ -148,11 +148,14 @@ class Engine:
             self.drafting.loaded.begin(s)
         s.computed = end
         self.scheduler.publish(s)
-        self.times.add("prefill", self._clock() - began)
-        if end < s.num_prompt:
-            return []
-        if s.num_output:
-            return []
+        deltas = [] if end < s.num_prompt or s.num_output else self._first(s, logits)
+        seconds = self._clock() - began
+        self.times.add("prefill", seconds)
+        s.stats.device_s += seconds
+        return deltas
+
+    def _first(self, s: Sequence, logits: Tensor) -> list[Delta]:
+        """The first token of an answer, from the logits behind its prompt."""
         if s.submission.params.max_tokens == 0:
             return [self.answers.finish(s, Delta(s.id, prompt_logprobs=s.prompt_logprobs), "length")]
         return [self.answers.commit(s, sample_finite(logits, [Row(s.sampler, (), s.num_prompt)]), logits, [0])]
@@ -178,6 +181,9 @@ class Engine:
             return []
         drafts = self.drafting.draft(plan, self.rounds)
         drafted = self._clock()
+        drafting = [s for s, draft in zip(sequences, drafts, strict=True) if draft.tokens]
+        for s in drafting:
+            s.stats.device_s += (drafted - began) / len(drafting)
         deltas = []
         for part, part_drafts in self._split(sequences, drafts):
             deltas += self._verify(part, part_drafts)
@@ -263,6 +269,7 @@ class Engine:
         self.times.add("decode", seconds)
         deltas = []
         for s, draft, at, span in zip(sequences, drafts, first, step.spans, strict=True):
+            s.stats.device_s += seconds * span.count / len(step.ids)
             replayed = min(len(s.pending), self.runner.rules.max_rows)
             if len(s.pending) > replayed:
                 self._feed(s, states, span.start, replayed, ())

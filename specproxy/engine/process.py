@@ -12,6 +12,7 @@ import select
 import socket
 import sys
 import time
+import traceback
 
 from specproxy.config.schema import DrafterConfig, EngineConfig
 from specproxy.engine.assemble import Assembled, assemble
@@ -99,12 +100,12 @@ class Process:
             case frames.UpdateDecision():
                 self._engine.update(frame.decision, frame.id, frame.route)
             case frames.LoadDrafter():
-                self._change_drafter(frame)
+                self._load_drafter(frame)
             case frames.UnloadDrafter(name):
                 self._assembled.unload_drafter(name)
-                self._link.send(frames.DrafterChanged(self._assembled.drafter_infos()))
+                self._drafters_changed()
 
-    def _change_drafter(self, frame: frames.LoadDrafter) -> None:
+    def _load_drafter(self, frame: frames.LoadDrafter) -> None:
         error = None
         options = dict(frame.options)
         path = options.pop("path", "") or ""
@@ -112,10 +113,23 @@ class Process:
         config = DrafterConfig(
             type=frame.drafter_type, path=str(path), max_k=int(max_k) if max_k else None, options=options
         )
+        _tell(f"loading drafter {frame.name}")
         try:
             self._assembled.load_drafter(frame.name, config)
         except StartError as refused:
             error = str(refused)
+        except RankLost:
+            raise
+        except Exception as failed:  # noqa: BLE001 - whatever a file does to its loader, the others' streams go on
+            traceback.print_exc()
+            error = f"drafters.{frame.name}: cannot be loaded: {type(failed).__name__}: {failed}"
+        self._drafters_changed(error)
+
+    def _drafters_changed(self, error: str | None = None) -> None:
+        # What was there at the start was taken out of collections; a drafter that has gone must not keep its memory.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         self._link.send(frames.DrafterChanged(self._assembled.drafter_infos(), error))
 
     def _stats(self) -> frames.Stats:

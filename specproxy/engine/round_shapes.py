@@ -22,6 +22,10 @@ MOST = 16
 DEEPEST = 7
 """Levels that are drafted in a round at most."""
 
+FLAT = 3
+"""Levels of the flatter of two trees that a route has: each is captured when it is first wanted. A lane's limit of
+nodes cuts them."""
+
 GIVEN = (7, 15)
 """Tokens of the host's that rounds are captured for; it may know more, which then wait for the next round."""
 
@@ -206,6 +210,8 @@ class RoundShapes:
         drafter = self._loaded.for_lanes(name)
         if width > 1:
             nodes = max(s.decision.tree_nodes for s in plan.sequences)
+            deepest = max(s.decision.k_max or self._loaded.drafters[name].needs.max_k for s in plan.sequences)
+            levels = FLAT if levels <= FLAT < deepest else min(most, deepest)
             return drafter.form(levels, min(room, nodes), min(width, WIDEST))
         if lanes > 1 or cutoffs:
             levels = min(most, levels | 1)

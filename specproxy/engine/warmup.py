@@ -16,10 +16,12 @@ from specproxy.engine.costs import CostTable
 from specproxy.engine.pages import PagePool
 from specproxy.engine.runner import Runner
 from specproxy.engine.step import Step
+from specproxy.errors import ModelLoadError
 from specproxy.sampling.sampler import Row, Sampler, sample_rows
 from specproxy.vocabulary import MAX_TREE_NODES, SamplingParams
 
 if TYPE_CHECKING:
+    from specproxy.drafters.lanes import LaneDrafter
     from specproxy.engine.loop import Engine
     from specproxy.engine.round_graphs import RoundGraphs
 
@@ -30,6 +32,7 @@ CHAIN_ROWS = (1, 2, 4, 8)
 CHAIN_LENGTHS = (1, 2, 4, 8)
 ROUND_LENGTHS = (1, 2, 3, 4, 5, 6, 7)
 REPEATS = 6
+BEGUN = (12, 28, 60, 120)
 
 
 class Warmup:
@@ -59,6 +62,11 @@ class Warmup:
         for table in self._tables:
             for page in table:
                 self._pool.release(page)
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether there were pages for one sequence at least."""
+        return bool(self._tables)
 
     def steps(self) -> dict[int, float]:
         """Rows -> seconds of a decode step with greedy sampling, the fastest of a few."""
@@ -94,6 +102,16 @@ class Warmup:
             seconds = time.perf_counter() - began
         usual = _fastest(partial(self._draft, drafter, 1, 1))
         return max(0.0, seconds - usual) / self._context
+
+    def begin(self, drafter: Drafter, lanes: LaneDrafter) -> None:
+        """Prompts of a few lengths, as lane drafters take them in: kernels are compiled for classes of lengths."""
+        for length in BEGUN:
+            tokens = [0] * (length + 2)
+            row = DraftRow(f"begun-{length}", tokens, len(tokens), 0, "", self._sampler(), pages=self._tables[0])
+            drafter.prefill(DraftContext([row]))
+            self._see(row, drafter, 0, length + 1)
+            lanes.begin(row)
+            drafter.release(row.seq_id)
 
     def chains(self, drafter: Drafter) -> dict[tuple[int, int], float]:
         """(rows, k) -> seconds that ``drafter`` takes to draft k tokens for each of so many sequences."""
@@ -166,12 +184,18 @@ def measure_steps(runner: Runner, pool: PagePool, vocab_size: int) -> CostTable:
 
 def measure_chains(engine: Engine, vocab_size: int, drafter: Drafter) -> tuple[dict[tuple[int, int], float], float]:
     """(rows, k) -> seconds of a device drafter's chains, and seconds for each token that it must take in first; nothing
-    for host drafters, which count as free."""
+    for host drafters, which count as free. Raises ModelLoadError where running sequences have all pages."""
     if drafter.needs.place == "host":
         return {}, 0.0
     with closing(Warmup(engine.runner, engine.scheduler.pool, vocab_size)) as warmup:
+        if not warmup.has_pages:
+            raise ModelLoadError(
+                f"drafters.{drafter.name}: every page of KV is in use, and its speed cannot be measured without some; "
+                "load it when fewer requests run"
+            )
         catch_up = warmup.catch_up(drafter)
         if engine.rounds is not None and drafter.needs.lanes:
+            warmup.begin(drafter, engine.drafting.loaded.for_lanes(drafter.name))
             return warmup.rounds(drafter, engine.rounds.graphs, engine.drafting.costs), catch_up
         return warmup.chains(drafter), catch_up
 

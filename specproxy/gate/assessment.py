@@ -22,11 +22,15 @@ Place = Literal["audit", "shadow", "live"]
 
 SPEED, COST, MISMATCHES, ENGINE_ERRORS = "speed", "cost", "mismatches", "engine_errors"
 
+ACCEPTED_LENGTH, MEMORY = "accepted_length", "memory"
+"""Shown beside the others and judged by no rule, so that they stay open: tokens of a step, bytes of drafters."""
+
 
 class Finding(Struct, frozen=True, omit_defaults=True):
     """One metric in one place. ``estimate``: speed, cost and tails as ratio candidate to control, less 1; rates as
     difference; mismatches as share; with ``low`` and ``high`` at 95 % where it is a mean. ``suspect``: harm is likely,
-    not proven. ``candidate`` and ``control``: observations of each arm (pairs count in both)."""
+    not proven. ``candidate`` and ``control``: observations of each arm (pairs count in both). ``mine`` and ``other``:
+    the value of the candidate and of the control, where it says more than their ratio."""
 
     metric: str
     place: Place
@@ -37,11 +41,17 @@ class Finding(Struct, frozen=True, omit_defaults=True):
     high: float | None = None
     candidate: int = 0
     control: int = 0
+    mine: float | None = None
+    other: float | None = None
 
     def __str__(self) -> str:
+        arms = ""
+        if self.mine is not None and self.other is not None:
+            scale, unit = (1e6, " MB") if self.metric == MEMORY else (1, "")
+            arms = f" {self.mine / scale:.2f}{unit} against {self.other / scale:.2f}{unit}"
         seen = "" if self.estimate is None else f" {self.estimate:+.2%}"
         between = "" if self.low is None or self.high is None else f" ({self.low:+.2%} to {self.high:+.2%})"
-        return f"{self.metric} ({self.place}){seen}{between}, n = {self.candidate}"
+        return f"{self.metric} ({self.place}){arms}{seen}{between}, n = {self.candidate}"
 
 
 class Assessment(Struct, frozen=True):
@@ -108,6 +118,15 @@ def _compare(seen: Comparison, place: Place, rules: Rules) -> Iterator[Finding]:
         verdict, suspect = _judge(rules, partial(rate.verdict, rules.rate_margins[name], rules.pass_alpha))
         estimate = rate.difference if rate.candidate and rate.control else None
         yield Finding(name, place, verdict, suspect, estimate, None, None, rate.candidate, rate.control)
+    mine, other = seen.candidate_work, seen.control_work
+    for name, ours, theirs in (
+        (ACCEPTED_LENGTH, mine.accepted_length, other.accepted_length),
+        (MEMORY, mine.memory, other.memory),
+    ):
+        if ours is not None and theirs is not None:
+            ratio = ours / theirs - 1 if theirs else None
+            counts = (mine.answers, other.answers)
+            yield Finding(name, place, "open", False, ratio, None, None, *counts, mine=ours, other=theirs)
 
 
 def _mean_finding(

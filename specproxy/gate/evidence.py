@@ -13,9 +13,32 @@ from specproxy.gate.statistics import Mean
 from specproxy.gate.tails import Tail
 
 
+class Work(Struct):
+    """Sums over one arm's answers. ``steps``: of the target, that made the ``tokens``; ``memory``: bytes that the
+    drafters which it may use hold beside the target, of the last answer, ``None`` where that is not known."""
+
+    answers: int = 0
+    tokens: int = 0
+    steps: int = 0
+    memory: int | None = None
+
+    @property
+    def accepted_length(self) -> float | None:
+        """Tokens of a step, the target's own included; ``None`` before there was one."""
+        return self.tokens / self.steps if self.steps else None
+
+    def add(self, tokens: int, steps: int, memory: int | None = None) -> None:
+        """One more answer."""
+        self.answers += 1
+        self.tokens += tokens
+        self.steps += steps
+        self.memory = memory
+
+
 class Comparison(Struct):
     """Candidate against control in one place. ``speed``: log ratios of tokens per second, ``cost``: of device seconds
     per conversation, each candidate over control. ``tails`` and ``rates`` by metric, as the rules name them.
+    ``candidate_work`` and ``control_work``: what explains a speed; no rule is about it.
 
     In shadow both arms answer the same request. Live, a pair is two answers of the same stratum (queue depth, prompt
     length) at about the same time, each used once: pairs then are independent, and load cancels out.
@@ -28,6 +51,8 @@ class Comparison(Struct):
     num_candidate: int = 0
     num_control: int = 0
     engine_errors: int = 0
+    candidate_work: Work = field(default_factory=Work)
+    control_work: Work = field(default_factory=Work)
 
     def add_speeds(self, candidate: float, control: float) -> None:
         """Take in a pair of speeds in tokens per second, both above 0."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-import threading
 from pathlib import Path
 
-from specproxy.errors import StoreDamaged
-from specproxy.gate.sqlite_store import BUSY_S, SCHEMA_VERSION, SqliteStore
+from specproxy.gate.database import Database
+from specproxy.gate.sqlite_store import SqliteStore
 
 
 class ReadOnlyStore(SqliteStore):
@@ -17,22 +15,4 @@ class ReadOnlyStore(SqliteStore):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro", timeout=BUSY_S, isolation_level=None, uri=True
-            )
-        except sqlite3.Error as error:
-            raise self._damaged(f"cannot be opened: {error}") from None
-        try:
-            self._check()
-        except (sqlite3.Error, StoreDamaged) as error:
-            self._db.close()
-            raise error if isinstance(error, StoreDamaged) else self._damaged(f"cannot be read: {error}") from None
-
-    def _check(self) -> None:
-        self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
-        (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found != SCHEMA_VERSION:
-            raise self._damaged(f"has version {found}; this program reads version {SCHEMA_VERSION}")
+        self._database = Database(path, read_only=True)

@@ -1,6 +1,7 @@
 """What a gate store keeps, and the protocol that every store implements.
 
-A transition is one write: the new state, the evidence it rests on and a line of the audit log, all or nothing. The log
+A transition is one write: the new state, the evidence it rests on and a line of the audit log, all or nothing; a kill
+switch is written together with the lines that tell of it. The log
 is only ever appended to, and each entry holds the hash of the one before, so that a change or a gap shows.
 """
 
@@ -15,6 +16,7 @@ from msgspec import Struct
 
 from specproxy.gate.assessment import Assessment
 from specproxy.gate.evidence import Evidence
+from specproxy.gate.kills import Kill
 from specproxy.gate.rules import Rules
 from specproxy.gate.states import GateState, Move, Phase
 from specproxy.policy.schema import Settings
@@ -58,7 +60,8 @@ class Transition(Struct, frozen=True):
 class AuditEntry(Struct, frozen=True, kw_only=True):
     """One line of the audit log. ``before`` ``None``: the revision was new. ``content``: SHA-256 of the stored
     revision. ``findings`` and ``rules``: what the gate saw and by which rules. ``previous``: hash of the entry
-    before."""
+    before. ``switches``: SHA-256 of all kill switches that hold from here on, where this entry tells of one; ``None``:
+    as before."""
 
     seq: int
     time: float
@@ -72,6 +75,7 @@ class AuditEntry(Struct, frozen=True, kw_only=True):
     findings: Assessment | None
     rules: Rules | None
     previous: str
+    switches: str | None = None
 
 
 def digest(body: bytes) -> str:
@@ -88,11 +92,12 @@ class GateStore(Protocol):
     def submit(self, revision: Revision, transition: Transition) -> GateState:
         """Keep a new revision together with its first state. Raises StaleWrite where it is known already."""
 
-    def commit(self, transitions: Sequence[Transition]) -> list[GateState]:
+    def commit(self, transitions: Sequence[Transition], kills: Sequence[Kill] | None = None) -> list[GateState]:
         """Write all of them or none, in order; the states as stored, with their new versions.
 
+        ``kills``: what is off from now on, and nothing else, in the same write; ``None``: what was off stays off.
         Raises StaleWrite where a state is no longer the version that the move began from, and IllegalMove where a route
-        would get two active revisions or two canaries.
+        would get two active revisions or two canaries, or where ``kills`` come without a line of the log.
         """
 
     def save_evidence(self, state: GateState, evidence: Evidence) -> None:
@@ -112,6 +117,9 @@ class GateStore(Protocol):
 
     def evidence(self, route: str, revision: str) -> Evidence:
         """What was observed of one revision."""
+
+    def kills(self) -> list[Kill]:
+        """What is switched off, in the order in which that came."""
 
     def log(self, *, after: int = 0, limit: int = 1000) -> list[AuditEntry]:
         """Entries with a ``seq`` above ``after``, in order."""

@@ -78,6 +78,7 @@ class Account:
         for item in stats:
             record.steps += item.steps
             record.queued_s = max(record.queued_s, item.queued_s)
+            record.device_s += item.device_s
             record.reason = record.reason or item.reason
             for counts in item.drafts:
                 total = by_name.setdefault(counts.drafter, type(counts)(counts.drafter))

@@ -2,7 +2,8 @@
 
 Prompt and received tokens of all that is in flight are kept here. When the link is lost nothing is told to the
 readers; when the next process says Hello, everything is submitted again with its received tokens as ``generated``, and
-the readers see a pause and the same text.
+the readers see a pause and the same text. Drafters that were loaded meanwhile are loaded again before it counts as
+ready.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from msgspec.structs import replace
 
 from specproxy.backend import Deliver
 from specproxy.bundle import AuditResult
+from specproxy.config.schema import DrafterConfig
 from specproxy.errors import EngineFailed, EngineUnavailable, ModelLoadError, RequestError
+from specproxy.server.drafter_swaps import DrafterSwaps
 from specproxy.server.flight import Flight, is_last
 from specproxy.server.link import EngineLink
-from specproxy.vocabulary import Decision, Delta, Submission
+from specproxy.vocabulary import Decision, Delta, DrafterInfo, Submission
 from specproxy.wire.frames import (
     Abort,
     Audit,
@@ -31,6 +34,7 @@ from specproxy.wire.frames import (
     Hello,
     Stats,
     Submit,
+    ToEngine,
     Tokens,
     ToServer,
     UpdateDecision,
@@ -76,6 +80,9 @@ class EngineBackend:
         self.delivered = 0
         self.user_starts = 0
         self.on_audited: Callable[[AuditResult], None] = lambda _: None
+        self.on_drafters: Callable[[Hello], None] = lambda _: None
+        self.swaps = DrafterSwaps(self._send)
+        self._restoring: asyncio.Task[None] | None = None
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept the engine on a bound Unix socket, which becomes ours."""
@@ -109,6 +116,15 @@ class EngineBackend:
             return False
         self._send(frame)
         return True
+
+    async def load_drafter(self, name: str, config: DrafterConfig) -> None:
+        """Load a drafter beside the others, or in place of the one of that name once it works; ``hello`` says what is
+        loaded then. It is loaded again into every later engine process. Raises as ``DrafterSwaps.load``."""
+        self._have(await self.swaps.load(name, config))
+
+    async def unload_drafter(self, name: str) -> None:
+        """Drop a drafter; what runs with it goes on without. Raises as ``DrafterSwaps.unload``."""
+        self._have(await self.swaps.unload(name))
 
     def redecide(self, change: Callable[[Decision], Decision]) -> None:
         """Give every running sequence what ``change`` makes of its decision, from its next step on."""
@@ -194,7 +210,7 @@ class EngineBackend:
             case Failed():
                 self.problem = frame.message
             case DrafterChanged():
-                structlog.get_logger().info("drafters changed", drafters=[d.name for d in frame.drafters])
+                self.swaps.answered(frame)
 
     def on_lost(self, link: EngineLink) -> None:
         """The connection is gone: keep what is in flight for the next process, but for what keeps killing them."""
@@ -202,6 +218,7 @@ class EngineBackend:
         if link is not self._link:
             return
         self._link = None
+        self.swaps.lost()
         if self.state == "ready":
             self.state = "restarting"
         for observer in self.observers:
@@ -215,22 +232,48 @@ class EngineBackend:
     def _welcome(self, link: EngineLink, hello: Hello) -> None:
         self._link = link
         self.hello = hello
-        self.state = "ready"
         self.problem = ""
+        for flight in self._flights.values():
+            self._submit(flight)
+        if self.swaps.differs(hello.drafters):
+            self._restoring = asyncio.get_running_loop().create_task(self._restore(link, hello))
+        else:
+            self._ready(hello)
+
+    async def _restore(self, link: EngineLink, hello: Hello) -> None:
+        """Have the drafters back that an earlier process had. Streams go on meanwhile, without them."""
+        try:
+            drafters = await self.swaps.restore(hello.drafters)
+        except RequestError:
+            return  # This process is gone as well; the next one says Hello.
+        if self._link is link:
+            self._have(drafters)
+            self._ready(replace(hello, drafters=drafters))
+
+    def _ready(self, hello: Hello) -> None:
+        self.state = "ready"
         for observer in self.observers:
             observer.engine_ready(hello)
         if not self._first_hello.done():
             self._first_hello.set_result(hello)
-        for flight in self._flights.values():
-            self._submit(flight)
+
+    def _have(self, drafters: list[DrafterInfo]) -> None:
+        """The engine has these drafters now."""
+        if self.hello is not None:
+            self.hello = replace(self.hello, drafters=drafters)
+            self.on_drafters(self.hello)
+        structlog.get_logger().info("drafters changed", drafters=[info.name for info in drafters])
 
     def _submit(self, flight: Flight) -> None:
         submission = flight.resumed()
         self._send(Background(submission) if submission.work == "background" else Submit(submission))
 
-    def _send(self, frame: Submit | Background | Abort | Audit | UpdateDecision) -> None:
-        if self._link is not None:
-            self._link.send(frame)
+    def _send(self, frame: ToEngine) -> bool:
+        """Put a frame on its way; False where there is no engine now."""
+        if self._link is None:
+            return False
+        self._link.send(frame)
+        return True
 
     def _finish_without_counts(self, flight: Flight) -> None:
         if self._flights.get(flight.submission.id) is flight:

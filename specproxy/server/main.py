@@ -16,6 +16,7 @@ from typing import Protocol
 import prometheus_client
 import structlog
 import uvloop
+from msgspec import structs
 
 from specproxy.config.keys import KeyRing
 from specproxy.errors import Draining
@@ -29,6 +30,7 @@ from specproxy.server.api import ApiContext
 from specproxy.server.app import build_app, listen
 from specproxy.server.capture import Captures
 from specproxy.server.engine_backend import EngineBackend
+from specproxy.server.gating.drafter_file import stored_drafters
 from specproxy.server.gating.gate import Gate
 from specproxy.server.gating.operator import GateOperator
 from specproxy.server.launch import Launch
@@ -75,9 +77,10 @@ class Server:
         self._stopping = asyncio.Event()
         self._phase = ""
         config = launch.config
-        self._catalogue = Catalogue.from_config(config)
-        metrics = Metrics()
-        backend = EngineBackend()
+        backend, metrics = EngineBackend(), Metrics()
+        backend.swaps.declared, backend.swaps.loaded = config.drafters, stored_drafters(Path(config.state.path))
+        later = {name: drafter.config for name, drafter in backend.swaps.loaded.items()}
+        self._catalogue = Catalogue.from_config(structs.replace(config, drafters=config.drafters | later))
         policies = PolicyStore(Path(config.policies), self._catalogue)
         gate = Gate(policies, backend, metrics)
         self._state = State(
@@ -92,6 +95,7 @@ class Server:
         )
         metrics.queue_limit.set(config.server.max_queue)
         backend.observers += [metrics, gate, self]
+        backend.on_drafters = self._hello_changed
         gate.book.on_serving = self._policies_changed
         policies.subscribe(on_failure=self._policies_refused)
         self._supervisor = Supervisor(backend, launch.start_again, launch.process, self._engine_said)
@@ -159,7 +163,9 @@ class Server:
             return
         self._state.admin = url_of(listener)
         keys = admin_keys(config, os.environ)
-        async with serving(listener, GateOperator(self._state.gate), keys, config):
+        async with serving(
+            listener, GateOperator(self._state.gate, Path(self._launch.config.state.path)), keys, config
+        ):
             yield
 
     async def _drain(self) -> None:
@@ -181,9 +187,14 @@ class Server:
     def engine_ready(self, hello: Hello) -> None:
         """A later process may report other numerics; policies may only name what is loaded."""
         state = self._state
-        if state.served is not None:
-            state.served = replace(state.served, hello=hello)
-        state.policies.use(self._catalogue.with_engine(hello.drafters, hello.numerics, hello.model))
+        self._hello_changed(hello)
+        state.policies.use(
+            self._catalogue.with_engine(state.backend.swaps.known(hello.drafters), hello.numerics, hello.model)
+        )
+
+    def _hello_changed(self, hello: Hello) -> None:
+        if self._state.served is not None:
+            self._state.served = replace(self._state.served, hello=hello)
 
     def engine_lost(self) -> None:
         """Nothing to do: the backend carries the sequences over."""

@@ -96,7 +96,8 @@ class Audited(Struct, tag="audited"):
 
 
 class LoadDrafter(Struct, tag="load_drafter"):
-    """Load a drafter beside the running ones. Answered by DrafterChanged."""
+    """Load a drafter beside the running ones, or in place of the one of that name once it works. ``options``: its own,
+    ``path`` and ``max_k``. Answered by exactly one DrafterChanged."""
 
     name: str
     drafter_type: str
@@ -104,13 +105,14 @@ class LoadDrafter(Struct, tag="load_drafter"):
 
 
 class UnloadDrafter(Struct, tag="unload_drafter"):
-    """Drop a drafter; rows that use it run plain from the next step on. Answered by DrafterChanged."""
+    """Drop a drafter; rows that use it run plain from the next step on; an unknown name is no error. Answered by
+    exactly one DrafterChanged."""
 
     name: str
 
 
 class DrafterChanged(Struct, tag="drafter_changed"):
-    """The drafters now loaded, or why the change was refused."""
+    """The drafters now loaded; ``error``: why the change was refused, and then they are what they were before."""
 
     drafters: list[DrafterInfo]
     error: str | None = None

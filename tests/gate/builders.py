@@ -31,27 +31,30 @@ def candidate(phase: str = "draft", **fields: object) -> GateState:
 @dataclass
 class Traffic:
     """Pairs of answers. ``gain``: mean log speed ratio; ``latency``: candidate's TTFT and ITL over the control's;
-    ``cost``: of device seconds; ``spread``: standard deviation of the log speed ratio."""
+    ``cost``: of device seconds; ``valid`` and ``stable``: shares of its structured outputs and replays that are as they
+    should be; ``spread``: standard deviation of the log speed ratio."""
 
     rng: np.random.Generator
     gain: float = 0.2
     latency: float = 0.9
     cost: float = 0.9
     valid: float = 1.0
+    stable: float = 1.0
     spread: float = 0.15
 
     def pairs(self, seen: Comparison, number: int) -> None:
         """Add ``number`` pairs to ``seen``."""
         noise = self.rng.normal(size=(number, 6))
-        valid = self.rng.random(number) < self.valid
-        for (speed, cost, ttft, itl, own, other), good in zip(noise.tolist(), valid.tolist(), strict=True):
+        good = self.rng.random((number, 2)) < (self.valid, self.stable)
+        for (speed, cost, ttft, itl, own, other), (valid, stable) in zip(noise.tolist(), good.tolist(), strict=True):
             control = 20.0
             seen.add_speeds(control * math.exp(self.gain + self.spread * speed), control)
             seen.add_costs(self.cost * math.exp(0.1 * cost), 1.0)
             for name, base in (("ttft_p95", 0.1 * math.exp(0.3 * ttft)), ("itl_p95", 0.01 * math.exp(0.2 * itl))):
                 seen.tails[name].add_pair(self.latency * base * math.exp(0.01 * own), base * math.exp(0.01 * other))
-            seen.rates["structured"].add(candidate=True, good=good)
-            seen.rates["structured"].add(candidate=False, good=True)
+            for name, as_it_should in (("structured", valid), ("stability", stable)):
+                seen.rates[name].add(candidate=True, good=as_it_should)
+                seen.rates[name].add(candidate=False, good=True)
             seen.count(candidate=True)
             seen.count(candidate=False)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from specproxy.gate.sqlite_store import SqliteStore
-from tests.gate.writer import NEXT, ROUTE
+from tests.gate.writer import NEXT, OFF, ON, ROUTE
 
 ROOT = Path(__file__).parents[2]
 LONGEST_LIFE_S = 0.06
@@ -42,7 +42,10 @@ def check(path: Path, least: int) -> int:
     entries = store.verify()
     assert entries >= least
     states = store.states(ROUTE)
-    assert sum(state.version for state in states) == entries == len(store.log(limit=100_000))
+    log = store.log(limit=100_000)
+    assert sum(state.version for state in states) == entries == len(log)
+    told = [entry for entry in log if entry.reason in (OFF, ON)][-1:]
+    assert [kill.reason for kill in store.kills()] == [entry.revision for entry in told if entry.reason == OFF]
     for state in states:
         assert store.evidence(ROUTE, state.revision).live.num_candidate == state.version
         assert store.revision(ROUTE, state.revision).route == ROUTE

@@ -289,5 +289,5 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 
 def test_writes_are_durable_by_setting(store: SqliteStore) -> None:
     """Write-ahead log, and the disk is waited for at each commit."""
-    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store._database.all("PRAGMA journal_mode") == [("wal",)]
+    assert store._database.all("PRAGMA synchronous") == [(2,)]

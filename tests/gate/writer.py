@@ -2,8 +2,8 @@
 
 It prints ``open`` before it opens the store, and after each commit the number of log entries that must be there from
 then on. Each revision goes draft → validated → shadow → canary → active; with the last move the one before is
-superseded, in the same commit. The evidence of a revision counts its versions, so that it shows whether both were
-written together.
+superseded, in the same commit. In shadow a kill switch is thrown, in canary it is lifted, each with its line in the
+log. The evidence of a revision counts its versions, so that it shows whether both were written together.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from specproxy.gate.evidence import no_evidence
+from specproxy.gate.kills import Kill
 from specproxy.gate.orders import hand_over
 from specproxy.gate.rules import Rules
 from specproxy.gate.sqlite_store import SqliteStore
@@ -26,6 +27,9 @@ from specproxy.policy.schema import Settings
 
 ROUTE = "default"
 NEXT: dict[Phase, Phase] = {"draft": "validated", "validated": "shadow", "shadow": "canary", "canary": "active"}
+
+OFF, ON = "switched off", "switched on again"
+"""Reasons in the log."""
 
 
 def transition(moved: Move) -> Transition:
@@ -54,6 +58,19 @@ def advance(store: SqliteStore, state: GateState, serving: GateState | None) -> 
     return len(moves)
 
 
+def switch(store: SqliteStore, state: GateState) -> int:
+    """Throw or lift the switch, where it is not as the phase of ``state`` wants it; how many entries that wrote."""
+    is_off = bool(store.kills())
+    if state.phase == "shadow" and not is_off:
+        kills, reason = [Kill(ROUTE, None, state.revision, "writer", time.time())], OFF
+    elif state.phase == "canary" and is_off:
+        kills, reason = [], ON
+    else:
+        return 0
+    store.commit([transition(Move(state, state, reason))], kills)
+    return 1
+
+
 def main(path: Path) -> None:
     """Write until killed."""
     print("open", flush=True)
@@ -64,7 +81,7 @@ def main(path: Path) -> None:
         waiting = [state for state in states if state.phase in NEXT]
         serving = [state for state in states if state.phase == "active"]
         if waiting:
-            entries += advance(store, waiting[0], serving[0] if serving else None)
+            entries += switch(store, waiting[0]) or advance(store, waiting[0], serving[0] if serving else None)
         else:
             hand_in(store, len(states))
             entries += 1

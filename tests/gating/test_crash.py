@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from msgspec.structs import replace
 
-import pytest
-
-from specproxy.policy.watch import PolicyStore
-from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.gating.gate import Gate
-from specproxy.server.metrics import Metrics
-from specproxy.vocabulary import Delta, ModelInfo, Numerics, SamplingParams, Submission
-from specproxy.wire.frames import Hello
-from tests.gating.desk import CATALOGUE, facts, only, policy, prove
-
-NUMERICS = Numerics("f", "cpu", "bfloat16", "2", "bitwise", [1], 64, 1, 1, "fused")
-HELLO = Hello(1, ModelInfo("house", "m", 2048, 100, [0]), NUMERICS, [], 10, 64, 8, 0.1)
-
-
-@pytest.fixture
-async def gate(tmp_path: Path) -> AsyncIterator[Gate]:
-    """A gate whose candidate is in canary; its backend believes in an engine."""
-    folder = tmp_path / "policies"
-    folder.mkdir()
-    (folder / "all.yaml").write_text(policy(only("off")))
-    backend = EngineBackend()
-    backend.hello, backend.state = HELLO, "ready"
-    policies = PolicyStore(folder, CATALOGUE)
-    made = Gate(policies, backend, Metrics())
-    backend.observers.append(made)
-    await made.open(tmp_path / "gate.db")
-    (folder / "all.yaml").write_text(policy(only("{drafters: ngram}")))
-    policies.reload()
-    await made.tick()
-    if made.book.change is None:
-        raise AssertionError("the edit made no candidate")
-    prove(made.book.change.members["default"], shadow=300, clean=299)
-    await made.tick()
-    yield made
-    await made.close()
+from specproxy.server.gating.samples import Sample
+from specproxy.server.gating.standing import server_status
+from specproxy.vocabulary import Delta, SamplingParams, Submission
+from tests.gating.desk import facts, only, policy
 
 
 def submit(gate: Gate, arm: str) -> list[Delta]:
@@ -74,6 +43,19 @@ async def test_a_candidate_that_serves_nobody_now_is_not_blamed(gate: Gate) -> N
     await gate.tick()
     states = await gate.book.ledger.call(lambda store: store.states())
     assert [state.phase for state in states] == ["active", "canary"]
+
+
+async def test_a_route_that_has_become_slower_than_plain_decoding_is_warned_of(gate: Gate) -> None:
+    """Traffic drifts after a promotion; the hold-out shows it, once it is proven and not before."""
+    revision = gate.book.active["default"].revision
+    active = Sample("default", revision, "active", 100, 1.0, 0.02, 90.0, 0.005, 0.1)
+    warned = []
+    for number in range(40):
+        gate.samples.take(replace(active, tokens_per_s=90.0 + number % 5))
+        gate.samples.take(replace(active, arm="plain", tokens_per_s=100.0))
+        warned.append([line for line in server_status(gate).warnings if "slower than plain decoding" in line])
+    assert not warned[4]
+    assert "route default is slower than plain decoding now: -8" in warned[-1][0]
 
 
 async def test_a_broken_edit_changes_nothing(gate: Gate) -> None:

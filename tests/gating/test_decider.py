@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from specproxy.errors import IllegalMove
-from specproxy.server.gating.kills import Kill, mute
+from specproxy.gate.kills import Kill
+from specproxy.server.gating.kills import mute
+from specproxy.server.gating.switches import AUDIT
 from specproxy.vocabulary import Decision
 from tests.gating.desk import Desk, only, policy, prove
 
@@ -77,6 +81,45 @@ async def test_a_kill_holds_until_it_is_lifted_also_over_a_restart(desk: Desk) -
         "speculation on again: fine",
         "speculation off on every route: all",
     ]
+
+
+async def test_what_is_switched_off_while_another_switch_is_lifted_stays_off(desk: Desk) -> None:
+    """Lifting takes back what was off when it was asked for, in memory as on disk."""
+    await desk.switches.kill("default", None, reason="odd", actor="ann")
+    async with desk.book.lock:
+        lifting = asyncio.ensure_future(desk.switches.lift("default", reason="fine", actor="ann"))
+        await asyncio.sleep(0)
+        thrown = asyncio.ensure_future(desk.switches.kill("default", "ngram", reason="wrong", actor=AUDIT))
+        await asyncio.sleep(0)
+    await asyncio.gather(lifting, thrown)
+    assert [(kill.drafter, kill.reason) for kill in desk.book.kills] == [("ngram", "wrong")]
+    assert await desk.book.ledger.call(lambda store: store.kills()) == desk.book.kills
+    assert desk.decide("user 1").drafters == ()
+
+
+async def test_a_kill_that_cannot_be_written_holds_and_a_lift_that_cannot_does_not(desk: Desk) -> None:
+    """A full disk may not keep speculation on, nor turn it on while the log does not say so."""
+    await desk.switches.kill("default", "ngram", reason="odd", actor="ann")
+    await desk.book.ledger.call(lambda store: store.close())
+    with pytest.raises(sqlite3.ProgrammingError):
+        await desk.switches.lift("default", reason="fine", actor="ann")
+    with pytest.raises(sqlite3.ProgrammingError):
+        await desk.switches.kill("default", None, reason="worse", actor="ann")
+    assert desk.decide("user 1").drafters == ()
+    assert [kill.reason for kill in desk.book.kills] == ["odd", "worse"]
+    await desk.close()
+    await desk.open(policy(NGRAM, hold_out=0.1))
+    assert [kill.reason for kill in desk.book.kills] == ["odd"]
+
+
+async def test_a_kill_of_a_route_that_does_not_serve_yet_is_in_the_log_too(desk: Desk) -> None:
+    """Beside its candidate."""
+    new = "  - {name: chat, match: {temperature: {lt: 0.5}}, speculate: {drafters: ngram}}\n"
+    await desk.edit(policy(new + NGRAM, hold_out=0.1))
+    await desk.switches.kill("chat", None, reason="odd", actor="ann")
+    last = (await desk.book.ledger.call(lambda store: store.log()))[-1]
+    assert (last.route, last.reason, last.actor) == ("chat", "speculation off: odd", "ann")
+    assert await desk.book.ledger.call(lambda store: store.verify()) == desk.book.log_size
 
 
 def test_a_kill_of_one_drafter_leaves_the_others() -> None:

@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from specproxy.errors import IllegalMove, StaleWrite, UnknownRevision
 from specproxy.gate.orders import Order
 from specproxy.gate.states import GateState
+from specproxy.server.gating.switches import AUDIT
 from tests.gating.desk import Desk, only, policy, prove
 
 OLD, NEW = only("off"), only("{drafters: ngram}")
@@ -120,6 +122,29 @@ async def test_a_person_promotes_with_force_and_rolls_back(desk: Desk) -> None:
     assert desk.decide().drafters == ()
     log = await desk.book.ledger.call(lambda store: store.log())
     assert [e.actor for e in log if e.reason.startswith("because")] == ["ann", "ann"]
+
+
+async def test_what_the_gate_stops_is_an_error_and_what_a_person_takes_back_a_warning(desk: Desk) -> None:
+    """So that an alert on errors does not wake anybody who was awake."""
+    member = desk.member()
+    await desk.moves.tick()
+    with capture_logs() as ordered:
+        await order(desk, "promote", member.revision, force=True)
+        await order(desk, "rollback", member.revision)
+        await desk.switches.kill("default", None, reason="odd", actor="ann")
+    assert [(line["log_level"], line.get("after"), line.get("actor")) for line in ordered] == [
+        ("info", "active", "ann"),
+        ("warning", "rolled_back", "ann"),
+        ("warning", None, None),  # The files still say what was rolled back.
+        ("warning", None, "ann"),
+    ]
+    with capture_logs() as stopped:
+        await desk.edit(policy(only("{drafters: ngram, k: 3}")))
+        prove(desk.member(), shadow=50, gain=-0.3, clean=299)
+        await desk.moves.tick()
+        await desk.switches.kill("default", "ngram", reason="hard mismatch", actor=AUDIT)
+    ends = [line for line in stopped if line.get("after") == "rejected" or line["event"].startswith("speculation")]
+    assert [(line["log_level"], line["actor"]) for line in ends] == [("error", "gate"), ("error", "audit")]
 
 
 async def test_a_paused_candidate_goes_on_when_a_person_says_so(desk: Desk) -> None:

@@ -11,12 +11,15 @@ from msgspec.structs import replace
 
 from specproxy.bundle import AuditBundle, AuditResult, Finding
 from specproxy.errors import StoreDamaged
+from specproxy.gate.assessment import ACCEPTED_LENGTH, MEMORY, assess
 from specproxy.server.gating.audits import Audited, Audits
 from specproxy.server.gating.ledger import Ledger
+from specproxy.server.gating.memory import MemoryGauge, held
 from specproxy.server.gating.samples import Partners, Sample, Samples
 from specproxy.server.metrics import Metrics
-from specproxy.vocabulary import Numerics, SamplingParams
+from specproxy.vocabulary import Decision, DrafterInfo, Numerics, SamplingParams
 from specproxy.wire.frames import Audit
+from tests.gating.conftest import HELLO
 from tests.gating.desk import Clock, Desk, only, policy, prove
 
 FAST = Sample("default", "", "candidate", 100, 1.0, 0.02, 200.0, 0.005, 0.1)
@@ -58,6 +61,45 @@ async def test_live_answers_of_both_arms_become_pairs_and_tails(desk: Desk) -> N
     assert (live.tails["ttft_p95"].num_candidate, live.tails["ttft_p95"].num_control) == (1, 1)
     samples.take(replace(FAST, arm="override"))
     assert live.num_candidate == 2
+
+
+async def test_what_explains_a_speed_is_shown_beside_it_and_judged_by_no_rule(desk: Desk) -> None:
+    """Tokens of a step of each arm, and what its drafters hold; without a margin they prove and lack nothing."""
+    samples, member = Samples(desk.book), desk.member()
+    before = assess(member.evidence, member.rules).lacking_for_active(member.rules)
+    for number in range(3):
+        samples.take(replace(FAST, tokens=100, steps=40 + number))
+        samples.take(replace(SLOW, tokens=100, steps=100))
+    member.evidence.shadow.candidate_work.add(100, 50, 3_000_000)
+    member.evidence.shadow.control_work.add(100, 100, 2_000_000)
+    found = assess(member.evidence, member.rules)
+    (length,), (memory,) = found.of(ACCEPTED_LENGTH, "live"), found.of(MEMORY)
+    assert (length.mine, length.other, length.candidate) == (300 / 123, 1.0, 3)
+    assert (memory.mine, memory.other, memory.estimate) == (3_000_000, 2_000_000, 0.5)
+    assert str(memory) == "memory (shadow) 3.00 MB against 2.00 MB +50.00%, n = 1"
+    assert {length.verdict, memory.verdict} == {"open"}
+    named = " ".join(found.lacking_for_active(member.rules))
+    assert before
+    assert ACCEPTED_LENGTH not in named
+    assert MEMORY not in named
+
+
+def test_memory_of_an_arm_is_what_its_drafters_were_loaded_with() -> None:
+    """Of all that the decision may use, weights and KV; the gauge has those that are loaded now."""
+    infos = [
+        DrafterInfo("model", "draft_model", 15, None, "m1", 700, 30),
+        DrafterInfo("ngram", "ngram", 63, None, "n1"),
+    ]
+    hello, metrics = replace(HELLO, drafters=infos), Metrics()
+    decision = Decision("default", "a" * 64, drafters=("ngram", "model"))
+    assert held(decision, hello) == 730
+    assert held(replace(decision, drafters=("ngram",)), hello) == 0
+    gauge = MemoryGauge(metrics.registry)
+    gauge.show(hello)
+    labels = {"drafter": "model", "kind": "kv"}
+    assert metrics.registry.get_sample_value("specproxy_drafter_memory_bytes", labels) == 30
+    gauge.show(None)
+    assert metrics.registry.get_sample_value("specproxy_drafter_memory_bytes", labels) is None
 
 
 async def test_what_serves_is_compared_with_the_plain_hold_out(desk: Desk) -> None:

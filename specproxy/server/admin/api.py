@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 import structlog
@@ -21,6 +21,7 @@ from specproxy.gate.orders import Order
 from specproxy.policy.explain import Explanation
 from specproxy.policy.plan import Plan
 from specproxy.server.admin.bodies import Asked, Files, Ordered, Switched, read
+from specproxy.server.admin.drafter_operator import DrafterStatus
 from specproxy.server.admin.layers import ACTOR, refusal
 from specproxy.server.admin.operator import Log, Operator, RevisionInfo, Revisions, Status, Switch, Validation
 from specproxy.server.body import read_body
@@ -40,7 +41,7 @@ T = TypeVar("T")
 class Call:
     """One call of the API. ``takes``: the body's type; ``answer``: what comes back; ``errors``: the statuses of
     refusals beside those that every call has; ``query``: parameter → what it is, all whole numbers; ``versioned``:
-    whether If-Match is needed."""
+    when If-Match is needed; empty: never."""
 
     method: str
     path: str
@@ -50,13 +51,13 @@ class Call:
     takes: type[Struct] | None = None
     errors: tuple[int, ...] = ()
     query: tuple[tuple[str, str], ...] = ()
-    versioned: bool = False
+    versioned: Literal["", "always", "where it is there already"] = ""
 
     async def respond(self, request: web.Request) -> web.Response:
         """The answer as JSON, with the ETag of what it is about, where that has one."""
         value = await self.handle(request)
         response = web.Response(body=msgspec.json.encode(value), content_type="application/json")
-        if isinstance(value, RevisionInfo):
+        if isinstance(value, RevisionInfo | DrafterStatus):
             response.headers["ETag"] = value.etag
         return response
 
@@ -93,7 +94,7 @@ class Api:
         orders = [
             Call(
                 "POST", f"/routes/{{route}}/{order}", f"{order.capitalize()} a revision", self._ordering(order),
-                RevisionInfo, Ordered, errors=(404, 409, 412, 428), versioned=True,
+                RevisionInfo, Ordered, errors=(404, 409, 412, 428), versioned="always",
             )
             for order in get_args(Order)
         ]  # fmt: skip
@@ -122,13 +123,13 @@ class Api:
         return await self._operator.bundle(request.match_info["id"])
 
     async def _validate(self, request: web.Request) -> Validation:
-        return await self._operator.validate((await _body(request, Files)).files)
+        return await self._operator.validate((await read_json(request, Files)).files)
 
     async def _explain(self, request: web.Request) -> Explanation:
-        return await self._operator.explain((await _body(request, Asked)).request)
+        return await self._operator.explain((await read_json(request, Asked)).request)
 
     async def _plan(self, request: web.Request) -> Plan:
-        return await self._operator.plan((await _body(request, Files)).files)
+        return await self._operator.plan((await read_json(request, Files)).files)
 
     def _ordering(self, order: Order) -> Callable[[web.Request], Awaitable[RevisionInfo]]:
         async def give(request: web.Request) -> RevisionInfo:
@@ -139,7 +140,7 @@ class Api:
                     "If-Match is missing; expected the ETag of the revision, as GET …/revisions gives it",
                     "version",
                 )
-            body = await _body(request, Ordered)
+            body = await read_json(request, Ordered)
             route, actor = request.match_info["route"], request[ACTOR]
             if body.force and order != "promote":
                 raise InvalidRequest("force is for promote alone", param="force")
@@ -153,13 +154,13 @@ class Api:
         return give
 
     async def _kill(self, request: web.Request) -> Switch:
-        body, actor = await _body(request, Switched), request[ACTOR]
+        body, actor = await read_json(request, Switched), request[ACTOR]
         done = await self._to_the_end(self._operator.kill(body.route, reason=body.reason, actor=actor))
         _say("kill", route=body.route, reason=body.reason, actor=actor)
         return done
 
     async def _lift(self, request: web.Request) -> Switch:
-        body, actor = await _body(request, Switched), request[ACTOR]
+        body, actor = await read_json(request, Switched), request[ACTOR]
         done = await self._to_the_end(self._operator.lift(body.route, reason=body.reason, actor=actor))
         _say("lift", route=body.route, reason=body.reason, actor=actor)
         return done
@@ -191,7 +192,8 @@ def number(request: web.Request, name: str, default: int, least: int, most: int 
     return int(text)
 
 
-async def _body(request: web.Request, kind: type[T]) -> T:
+async def read_json(request: web.Request, kind: type[T]) -> T:
+    """The request's body. Raises InvalidRequest, BodyTooLarge, and a 415 for what is no JSON."""
     if request.content_type != "application/json":
         raise refusal(415, "expected a JSON body with content-type: application/json", "unsupported_media_type")
     return read(await read_body(request, MAX_BODY_BYTES, BODY_TIMEOUT_S), kind)

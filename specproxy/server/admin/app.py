@@ -15,8 +15,10 @@ from specproxy.config.schema import AdminConfig, KeysConfig
 from specproxy.server.admin.api import ROOT, Api
 from specproxy.server.admin.assets import add_page
 from specproxy.server.admin.claim import url_of
+from specproxy.server.admin.drafters import DrafterCalls
 from specproxy.server.admin.events import Events
-from specproxy.server.admin.layers import KEYS, NAMES, authorise, damage, protect, same_place
+from specproxy.server.admin.guesses import Guesses
+from specproxy.server.admin.layers import GUESSES, KEYS, NAMES, authorise, damage, protect, same_place
 from specproxy.server.admin.openapi import document
 from specproxy.server.admin.operator import Operator
 from specproxy.server.app import listen
@@ -33,12 +35,12 @@ def admin_keys(config: AdminConfig, env: Mapping[str, str]) -> KeyRing:
 def build_admin_app(operator: Operator, keys: KeyRing, config: AdminConfig) -> web.Application:
     """The application. Without ``keys`` it answers over a Unix socket alone."""
     app = web.Application(middlewares=(identify, faults, damage, same_place, authorise), client_max_size=0)
-    api, events = Api(operator), Events(operator)
-    app[KEYS], app[EVENTS] = keys, events
+    api, drafters, events = Api(operator), DrafterCalls(operator.drafters), Events(operator)
+    app[KEYS], app[EVENTS], app[GUESSES] = keys, events, Guesses()
     app[NAMES] = frozenset(name.lower() for name in ("localhost", config.host, *config.names))
     app.on_response_prepare.append(disclose)
     app.on_response_prepare.append(protect)
-    calls = api.calls()
+    calls = [*api.calls(), *drafters.calls()]
     for call in calls:
         app.router.add_route(call.method, ROOT + call.path, call.respond)
     openapi = msgspec.json.encode(document(calls))
@@ -50,6 +52,7 @@ def build_admin_app(operator: Operator, keys: KeyRing, config: AdminConfig) -> w
         events.close()
 
     async def settle(app: web.Application) -> None:
+        await drafters.settle()
         await api.settle()
 
     app.router.add_get(f"{ROOT}/openapi.json", describe)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from specproxy.config.schema import Scalar
 from specproxy.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -40,6 +41,23 @@ class Switched(Struct, forbid_unknown_fields=True, frozen=True):
     """Kill or lift; ``route``: null for all of them."""
 
     route: str | None
+    reason: Reason
+
+
+class Loading(Struct, forbid_unknown_fields=True, frozen=True):
+    """A drafter to load, as the start configuration would say it. ``path`` is on the server's machine; ``options``:
+    the type's own."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=100)]
+    reason: Reason
+    path: Annotated[str, Meta(max_length=4096)] = ""
+    max_k: Annotated[int, Meta(ge=1, le=63)] | None = None
+    options: dict[str, Scalar] = {}
+
+
+class Unloading(Struct, forbid_unknown_fields=True, frozen=True):
+    """A drafter goes."""
+
     reason: Reason
 
 

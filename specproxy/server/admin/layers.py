@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from specproxy.config.keys import KeyRing
-from specproxy.errors import RequestError, StoreDamaged, Unauthenticated
+from specproxy.errors import QueueFull, RequestError, StoreDamaged, Unauthenticated
 from specproxy.server.admin.assets import PUBLIC
+from specproxy.server.admin.guesses import MOST_WRONG, SPAN_S, Guesses
 from specproxy.server.layers import Handler
 
 KEYS: web.AppKey[KeyRing] = web.AppKey("keys", KeyRing)
+GUESSES: web.AppKey[Guesses] = web.AppKey("guesses", Guesses)
 NAMES: web.AppKey[frozenset[str]] = web.AppKey("names", frozenset)
 ACTOR: web.RequestKey[str] = web.RequestKey("actor", str)
 """Id of the key, or of the system's user; never what a client says."""
@@ -91,8 +93,16 @@ def _key_id(request: web.Request, keys: KeyRing) -> str:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated("no admin key was given; send it as: Authorization: Bearer KEY")
+    guesses, remote = request.app[GUESSES], request.remote
+    if wait_s := guesses.wait_s(remote):
+        raise QueueFull(
+            f"{MOST_WRONG} wrong admin keys came from here within {SPAN_S:g} s; wait, then send the right one",
+            code="too_many_wrong_keys",
+            retry_after_s=wait_s,
+        )
     key_id = keys.lookup(token.strip())
     if key_id is None:
+        guesses.wrong(remote)
         raise Unauthenticated("the admin key is not known here; an API key of the public port is no admin key")
     return key_id
 

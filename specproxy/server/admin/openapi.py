@@ -17,19 +17,22 @@ REASONS = {
     400: "The request is malformed; the message says where.",
     401: "No key, or an unknown one.",
     403: "A page of another origin asks.",
-    404: "No such route, revision or bundle.",
-    409: "The gate's states do not allow this move; the message says what is missing.",
-    412: "Somebody else moved the revision since its ETag was read.",
+    404: "No such route, revision, bundle or drafter.",
+    409: "The gate's states do not allow this move, or a route names the drafter; the message says what is missing.",
+    412: "Somebody else changed it since its ETag was read.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     421: "The server is not called by this host name.",
+    422: "The engine refuses the drafter, in its words; nothing has changed.",
     428: "If-Match is missing.",
-    429: "Too many event streams are open.",
+    429: "Too many wrong keys came from there lately, or too many event streams are open.",
     500: "A fault of the server; the log has it under the request's id.",
+    503: "The engine is not there now.",
+    504: "The engine is still at it; the change goes on.",
 }
 """Status → what it means here."""
 
-ALWAYS = (401, 403, 421, 500)
+ALWAYS = (401, 403, 421, 429, 500)
 WITH_BODY = (400, 413, 415)
 
 
@@ -77,7 +80,7 @@ def document(calls: Sequence[Call]) -> dict[str, Any]:
 
 def _operation(call: Call, refs: dict[type[Struct], Any]) -> dict[str, Any]:
     errors = {*ALWAYS, *call.errors, *(WITH_BODY if call.takes else ())}
-    headers = {"ETag": {"description": "Of the revision's state now.", "schema": {"type": "string"}}}
+    headers = {"ETag": {"description": "Of its state now.", "schema": {"type": "string"}}}
     answer = _json("The answer.", refs[call.answer]) | ({"headers": headers} if call.versioned else {})
     operation: dict[str, Any] = {
         "operationId": _name(call),
@@ -95,9 +98,11 @@ def _parameters(call: Call) -> list[dict[str, Any]]:
     found = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
     found += [_whole_number(name, text) for name, text in call.query]
     if call.versioned:
-        text = "The ETag of the revision that the order was made for."
-        schema = {"type": "string"}
-        found.append({"name": "If-Match", "in": "header", "required": True, "description": text, "schema": schema})
+        text = "The ETag of what the order was made for."
+        required, schema = call.versioned == "always", {"type": "string"}
+        if not required:
+            text += f" Needed {call.versioned}."
+        found.append({"name": "If-Match", "in": "header", "required": required, "description": text, "schema": schema})
     return found
 
 
@@ -114,7 +119,7 @@ def _events(refs: dict[type[Struct], Any]) -> dict[str, Any]:
         "parameters": [_whole_number("after", "Log entries above this one come first; default: only new ones.")],
         "responses": {
             "200": {"description": text, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
-            **_refusals({*ALWAYS, 400, 429}, refs),
+            **_refusals({*ALWAYS, 400}, refs),
         },
     }
 

@@ -17,6 +17,7 @@ from specproxy.gate.orders import Order
 from specproxy.gate.states import GateState, Phase
 from specproxy.policy.explain import Explanation
 from specproxy.policy.plan import Plan, RouteChange
+from specproxy.server.admin.drafter_operator import DrafterOperator
 
 
 class Gain(Struct, frozen=True):
@@ -225,6 +226,10 @@ class Operator(Protocol):
     Errors: NotFound (no such route), UnknownRevision, StaleWrite (the ETag is not of the present state), IllegalMove,
     InvalidRequest. ``actor`` is the id of the credential that was presented.
     """
+
+    @property
+    def drafters(self) -> DrafterOperator:
+        """Who loads and unloads drafters."""
 
     async def status(self) -> Status:
         """What serves and what is on its way."""

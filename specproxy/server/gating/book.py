@@ -15,12 +15,12 @@ import msgspec
 
 from specproxy.gate.assessment import Assessment
 from specproxy.gate.evidence import Evidence, no_evidence
+from specproxy.gate.kills import Kill
 from specproxy.gate.rules import Rules, rules_for
 from specproxy.gate.states import ENDS, GateState, Move, Phase
 from specproxy.gate.store import GateStore, Revision, Transition
 from specproxy.policy.policy import PolicySet
 from specproxy.server.gating.contents import compiled, fingerprints, route_of
-from specproxy.server.gating.kills import Kill
 from specproxy.server.gating.ledger import Ledger
 
 Mode = Literal["off", "auto", "manual"]
@@ -128,11 +128,14 @@ class Book:
         members = self.change.members.values() if self.change else ()
         return [*self.active.values(), *(member for member in members if member.pending)]
 
-    async def commit(self, moves: Sequence[tuple[Tracked, Move]], actor: str) -> None:
-        """Write moves, all or none. Raises StaleWrite, IllegalMove."""
+    async def commit(
+        self, moves: Sequence[tuple[Tracked, Move]], actor: str, kills: Sequence[Kill] | None = None
+    ) -> None:
+        """Write moves, all or none, and with them ``kills``, where something else is off from now on. Raises
+        StaleWrite, IllegalMove."""
         now = self.clock()
         transitions = [Transition(move, actor, now, copy_of(t.evidence), t.rules) for t, move in moves]
-        stored = await self.ledger.call(lambda store: store.commit(transitions))
+        stored = await self.ledger.call(lambda store: store.commit(transitions, kills))
         for (tracked, move), state in zip(moves, stored, strict=True):
             tracked.state, tracked.reason = state, move.reason
         self.log_size += len(moves)

@@ -25,6 +25,7 @@ from specproxy.server.gating.contents import content_of, route_of
 from specproxy.server.gating.decider import CANDIDATE, OVERRIDE, Decider
 from specproxy.server.gating.intake import WATCHER, Intake
 from specproxy.server.gating.ledger import MEMORY
+from specproxy.server.gating.memory import MemoryGauge
 from specproxy.server.gating.moves import Moves
 from specproxy.server.gating.samples import Samples, sample_of
 from specproxy.server.gating.shadow import Replay, Run, Shadow
@@ -62,6 +63,7 @@ class Gate:
         self.switches = Switches(self.book, backend)
         self.samples = Samples(self.book)
         self.traffic = Traffic()
+        self.memory = MemoryGauge(metrics.registry)
         self.audits = Audits(self.book, metrics, backend.audit, self._hard, rng)
         self.shadow = Shadow(self.book, backend, metrics, rng)
         self.shadow.on_answer = self._shadow_answered
@@ -186,8 +188,15 @@ class Gate:
                 await self.intake.cover(names)
             await self.moves.tick()
 
+    async def refresh(self, policies: PolicySet) -> None:
+        """What serves, with what ``policies`` know of the drafters that are loaded. Callers hold the book's lock."""
+        self.book.disk = policies
+        await self.book.serve()
+
     async def _take(self, edit: PolicySet) -> None:
         try:
+            if edit.catalogue != self.book.serving.catalogue:
+                await self.refresh(edit)
             await self.intake.take(edit, list(self.traffic.recent), WATCHER)
         except PolicyError as error:
             structlog.get_logger().error("the edit cannot be taken over; what serves stays", problems=error.problems)

@@ -116,7 +116,7 @@ class Intake:
         member = await self._member(change.policies, name, mode, actor)
         change.members[name] = member
         if member.state.phase in JUDGED:
-            structlog.get_logger().error(
+            structlog.get_logger().warning(
                 "this revision was judged before; edit the file, or resubmit it with a reason",
                 route=name,
                 revision=member.revision[:12],

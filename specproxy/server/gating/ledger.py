@@ -13,7 +13,6 @@ from typing import TypeVar
 from specproxy.errors import StoreDamaged
 from specproxy.gate.sqlite_store import SqliteStore
 from specproxy.gate.store import GateStore
-from specproxy.server.gating.kills import Kill, KillFile
 
 T = TypeVar("T")
 
@@ -27,12 +26,11 @@ def lock_file(path: Path) -> Path:
 
 
 class Ledger:
-    """Calls to the store and the kill switches, one after another, in a thread."""
+    """Calls to the store, one after another, in a thread."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "gate")
         self._store: SqliteStore | None = None
-        self._kills: KillFile | None = None
         self._lock = -1
         self.kept = False
 
@@ -49,14 +47,6 @@ class Ledger:
     async def call(self, function: Callable[[GateStore], T]) -> T:
         """``function`` of the store."""
         return await self._run(lambda: function(self._opened()))
-
-    async def load_kills(self) -> list[Kill]:
-        """The kills that held when the last server ended."""
-        return await self._run(lambda: [] if self._kills is None else self._kills.load())
-
-    async def save_kills(self, kills: list[Kill]) -> None:
-        """Keep these, and no others."""
-        await self._run(lambda: None if self._kills is None else self._kills.save(kills))
 
     async def close(self) -> None:
         """Write what waits, and let go of the file."""
@@ -76,16 +66,14 @@ class Ledger:
             self._lock = _claim(path)
         try:
             self._store = SqliteStore(path)
-            self._kills = KillFile(path)
         except BaseException:
             self._close()
             raise
 
     def _close(self) -> None:
-        for part in (self._kills, self._store):
-            if part is not None:
-                part.close()
-        self._kills = self._store = None
+        if self._store is not None:
+            self._store.close()
+        self._store = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

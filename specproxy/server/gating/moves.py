@@ -104,7 +104,7 @@ class Moves:
         back = next((pair for pair in found if _backward(pair[1])), None)
         if back is not None:
             await self._book.commit([(m, each if m is back[0] else _with(m, back[1])) for m, each in found], GATE)
-            self._tell(back[1])
+            self._tell(back[1], GATE)
             return False
         least = min(_rank(member.state) for member in group)
         last = [(m, each) for m, each in found if _rank(m.state) == least]
@@ -121,7 +121,7 @@ class Moves:
         else:
             await self._book.commit(moves, actor)
         for _, each in moves:
-            self._tell(each)
+            self._tell(each, actor)
 
     async def _roll_back(self, tracked: Tracked, found: Move, actor: str) -> None:
         """What served before serves again. Of routes that came together by a change of conditions, all go."""
@@ -145,7 +145,7 @@ class Moves:
         for previous in returning:
             book.active[previous.route] = previous
         await book.serve()
-        self._tell(found)
+        self._tell(found, actor)
         await self._intake.take(book.disk, (), actor)
 
     async def _together(self, tracked: Tracked) -> list[Tracked]:
@@ -189,7 +189,7 @@ class Moves:
         found = obey("resubmit", tracked.state, evidence, tracked.rules, book.clock(), reason=reason)
         tracked.evidence = evidence
         await book.commit([(tracked, found)], actor)
-        self._tell(found)
+        self._tell(found, actor)
         return tracked.state
 
     async def _elsewhere(self, route: str, revision: str) -> Tracked:
@@ -200,9 +200,10 @@ class Moves:
                 return await self._book.load(state)
         raise UnknownRevision(f"route {route} has no revision {revision[:12]}; see the list of its revisions")
 
-    def _tell(self, found: Move) -> None:
-        log = structlog.get_logger()
-        (log.error if found.after.phase in JUDGED else log.info)(
+    def _tell(self, found: Move, actor: str) -> None:
+        """An error is what the gate had to stop; what a person takes back is no fault of anything."""
+        log, ended = structlog.get_logger(), found.after.phase in JUDGED
+        (log.info if not ended else log.error if actor == GATE else log.warning)(
             "gate",
             route=found.after.route,
             revision=found.after.revision[:12],
@@ -210,6 +211,7 @@ class Moves:
             after=found.after.phase,
             step=found.after.step,
             reason=found.reason,
+            actor=actor,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from specproxy.bundle import AuditBundle
 from specproxy.errors import ConfigError, InvalidRequest, NotFound, StaleWrite
+from specproxy.gate.kills import Kill
 from specproxy.gate.orders import Order
 from specproxy.gate.states import GateState
 from specproxy.policy.explain import Explanation, explain
@@ -18,16 +19,17 @@ from specproxy.policy.policy import PolicySet
 from specproxy.policy.request_file import as_envelope
 from specproxy.server.admin.operator import Log, RevisionInfo, Revisions, Status, Switch, Validation, etag_of
 from specproxy.server.gating.book import mode_of, rules_of
+from specproxy.server.gating.drafters import DrafterDesk
 from specproxy.server.gating.gate import Gate
-from specproxy.server.gating.kills import Kill
 from specproxy.server.gating.standing import log_entry, server_status, switch_of
 
 
 class GateOperator:
-    """The admin API's ``Operator`` over a running gate."""
+    """The admin API's ``Operator`` over a running gate. ``state``: the file of the gate's state."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, state: Path | None = None) -> None:
         self._gate = gate
+        self.drafters = DrafterDesk(gate, state)
 
     async def status(self) -> Status:
         """As the protocol says."""

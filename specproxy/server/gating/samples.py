@@ -26,8 +26,8 @@ LEAST_TOKENS = 4
 
 class Sample(Struct, frozen=True):
     """A finished answer. ``tokens_per_s``: after the first token, ``None`` where there are too few; ``itl_p95_s``: of
-    its inter-token times; ``cost_s``: device seconds, its time in the engine by the number of answers that shared it;
-    ``load``: sequences in flight."""
+    its inter-token times; ``cost_s``: device seconds, its share of the engine's steps by rows;
+    ``load``: sequences in flight; ``tokens`` and ``steps``: answered, and of the target that made them."""
 
     route: str
     revision: str
@@ -39,6 +39,8 @@ class Sample(Struct, frozen=True):
     itl_p95_s: float | None
     cost_s: float | None
     failed: bool = False
+    tokens: int = 0
+    steps: int = 0
 
     @property
     def stratum(self) -> tuple[int, int]:
@@ -49,7 +51,6 @@ class Sample(Struct, frozen=True):
 def sample_of(record: RequestRecord, *, tokens_per_s: float | None, itl_p95_s: float | None, load: float) -> Sample:
     """The sample that a record makes. Only failures of the engine count as failed."""
     shared = max(1.0, load)
-    busy_s = record.duration_s - record.queued_s
     enough = record.completion_tokens > LEAST_TOKENS
     return Sample(
         record.route,
@@ -60,8 +61,10 @@ def sample_of(record: RequestRecord, *, tokens_per_s: float | None, itl_p95_s: f
         record.ttft_s,
         tokens_per_s if enough else None,
         itl_p95_s if enough else None,
-        busy_s / shared if busy_s > 0 else None,
+        record.device_s or None,
         failed=record.status == 500,
+        tokens=record.completion_tokens,
+        steps=record.steps,
     )
 
 
@@ -115,6 +118,7 @@ class Samples:
         if sample.failed:
             live.engine_errors += candidate
             return
+        (live.candidate_work if candidate else live.control_work).add(sample.tokens, sample.steps)
         for metric, value in (("ttft_p95", sample.ttft_s), ("itl_p95", sample.itl_p95_s)):
             if value is not None:
                 live.tails[metric].add(value, candidate=candidate)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from msgspec.structs import replace
+from prometheus_client import Counter
 
 from specproxy.errors import RequestError
 from specproxy.gate.states import Phase
@@ -23,6 +24,7 @@ from specproxy.server.accounting import percentile_95
 from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.gating.book import Book, Change, Tracked
 from specproxy.server.gating.decider import ACTIVE, CANDIDATE
+from specproxy.server.gating.memory import held
 from specproxy.server.gating.samples import LEAST_TOKENS, Sample, book_pair
 from specproxy.server.gating.watch import drafters_in
 from specproxy.server.generation import Generation
@@ -55,18 +57,20 @@ class Replay:
 
 @dataclass
 class Run:
-    """One arm's answer. ``alone``: no user's work came in between; ``drafters``: those that drafted."""
+    """One arm's answer. ``alone``: no user's work came in between; ``drafters``: those that drafted; ``steps``: of the
+    target, ``device_s``: seconds of them that were its own."""
 
     tokens: list[int] = field(default_factory=list)
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     started: float = 0.0
-    ended: float = 0.0
     alone: bool = True
     finish: str = ""
     stop_token: int | None = None
     id: str = ""
     params: SamplingParams | None = None
     drafters: tuple[str, ...] = ()
+    steps: int = 0
+    device_s: float = 0.0
 
     def sample(self, arm: str, decision: Decision, prompt: int) -> Sample:
         """Its times."""
@@ -88,7 +92,7 @@ class Run:
             None if first is None else first - self.started,
             later / span if enough else None,
             percentile_95(gaps) if enough else None,
-            self.ended - self.started,
+            self.device_s or None,
         )
 
 
@@ -99,6 +103,12 @@ class Shadow:
         self._book = book
         self._backend = backend
         self._metrics = metrics
+        self._replays = Counter(
+            "specproxy_conversation_replays",
+            "Conversations of several turns computed again, by whether the text is the served one.",
+            ("route", "arm", "text"),
+            registry=metrics.registry,
+        )
         self._rng = rng
         self._queue: deque[Replay] = deque()
         self._wake = asyncio.Event()
@@ -174,7 +184,11 @@ class Shadow:
             self._drop(replay, "failed")
             return
         same = candidate.tokens == active.tokens
-        self._metrics.shadow_pairs.labels(replay.active.route, "identical" if same else "different").inc()
+        self._metrics.shadow_pairs.labels(replay.active.route, _told(same)).inc()
+        if replay.turns > 1:
+            for arm, run in runs.items():
+                told = _told(run.tokens == list(replay.served))
+                self._replays.labels(replay.active.route, arm, told).inc()
         for member in self._members(replay):
             self._book_pair(member, replay, candidate, active, same)
         self.on_answer(replay, candidate)
@@ -184,6 +198,12 @@ class Shadow:
         seen, member.dirty = member.evidence.shadow, True
         seen.count(candidate=True)
         seen.count(candidate=False)
+        hello = self._backend.hello
+        for work, run, decision in (
+            (seen.candidate_work, candidate, replay.candidate),
+            (seen.control_work, active, replay.active),
+        ):
+            work.add(len(run.tokens), run.steps, None if hello is None else held(decision, hello))
         if not same and member.rules.mismatch.zero:
             structlog.get_logger().error("shadow pair differs", route=member.route, revision=member.revision[:12])
             member.evidence.mismatches.add(member.rules.mismatch, hard=True)
@@ -229,13 +249,18 @@ class Shadow:
                         run.arrivals.append((time.perf_counter(), len(delta.tokens)))
                     run.finish, run.stop_token = delta.finish_reason or "", delta.stop_token
                     if delta.stats is not None:
-                        run.drafters = drafters_in(delta.stats)
-        run.ended = time.perf_counter()
+                        run.drafters, run.steps = drafters_in(delta.stats), delta.stats.steps
+                        run.device_s = delta.stats.device_s
         run.alone = self._backend.user_starts == before and not self._backend.users
         return run
 
     def _drop(self, replay: Replay, why: str) -> None:
         self._metrics.shadow_dropped.labels(replay.active.route, why).inc()
+
+
+def _told(same: bool) -> str:
+    """A label for whether two answers are the same."""
+    return "identical" if same else "different"
 
 
 def _nothing(replay: Replay, run: Run) -> None:

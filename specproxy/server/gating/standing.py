@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from specproxy import __version__
 from specproxy.gate.assessment import COST, SPEED, Assessment, assess
+from specproxy.gate.kills import Kill
 from specproxy.gate.rules import Rules
 from specproxy.gate.statistics import Mean
 from specproxy.gate.store import AuditEntry
@@ -30,7 +31,6 @@ from specproxy.server.gating.audits import Counts
 from specproxy.server.gating.book import JUDGED, Tracked
 from specproxy.server.gating.contents import route_of
 from specproxy.server.gating.gate import Gate
-from specproxy.server.gating.kills import Kill
 from specproxy.server.gating.traffic import RouteTraffic
 
 
@@ -171,6 +171,12 @@ def _warnings(gate: Gate) -> list[str]:
     if gate.book.change is not None:
         judged = [m for m in gate.book.change.members.values() if m.state.phase in JUDGED]
         found += [f"{m.route} {m.revision[:12]} was {m.state.phase}: {m.reason}" for m in judged]
+    for name, (_, mean) in gate.samples.speedup.items():
+        if (gain := _gain(mean)) is not None and gain.high is not None and gain.high < 0:
+            found.append(
+                f"route {name} is slower than plain decoding now: {gain.estimate:+.1%} against its hold-out, surely "
+                f"not above {gain.high:+.1%}; roll it back, or edit its policy"
+            )
     if gate.audits.ring:
         found.append(f"{len(gate.audits.ring)} answers were not the target's: see the hard mismatches")
     if not gate.book.ledger.kept:

@@ -48,6 +48,7 @@ def show(gate: Gate, metrics: Metrics) -> None:
     other = 0 if book.serving is gate.policies.current else book.serving.regex_timeouts
     metrics.regex_timeouts.set(gate.policies.regex_timeouts + other)
     metrics.shadow_waiting.set(gate.shadow.waiting + (gate.shadow.running is not None))
+    gate.memory.show(gate.backend.hello)
     for gauge in (metrics.phase, metrics.share, metrics.killed, metrics.speedup):
         gauge.clear()
     for tracked in book.tracked():
