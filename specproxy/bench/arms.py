@@ -32,7 +32,8 @@ class Arm(Struct, frozen=True):
     """One way of answering. ``wish``: value of the override header; ``None`` leaves the choice to the policy.
     ``numeric``: served by the server that may answer with other last bits. ``peer``: not by us, but by another library
     on the same prompts. ``drafter``: the one that is asked for; ``k`` fixes its levels, ``None`` leaves them to the
-    controller; ``width`` and ``nodes`` of its trees, 1 for a chain.
+    controller; ``width`` and ``nodes`` of its trees, 1 for a chain. ``budget``: share of the device's time that audits
+    of its answers may take while users wait, of every answer; ``None``: none is audited. For a server of our own.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Arm(Struct, frozen=True):
     k: int | None = None
     width: int = 1
     nodes: int = DEFAULT_NODES
+    budget: float | None = None
+
+    @property
+    def has_routes(self) -> bool:
+        """Whether a server of our own has routes for this arm alone."""
+        return self.chooses or self.budget is not None
 
     @property
     def chooses(self) -> bool:
@@ -52,11 +59,10 @@ class Arm(Struct, frozen=True):
     def headers(self, *, own_server: bool) -> dict[str, str]:
         """What makes a server answer as this arm. A server that is not ours is asked to make an exception, which its
         routes may refuse; trees cannot be asked for."""
-        if self.wish is None:
-            return {}
-        if own_server and self.chooses:
-            return {ARM_HEADER: self.name}
-        return {_OVERRIDE_HEADER: self.wish}
+        found = {ARM_HEADER: self.name} if own_server and self.has_routes else {}
+        if self.wish is not None and not (own_server and self.chooses):
+            found[_OVERRIDE_HEADER] = self.wish
+        return found
 
     @property
     def is_baseline(self) -> bool:

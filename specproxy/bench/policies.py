@@ -21,8 +21,8 @@ def derive(source: Path, target: Path, arms: Sequence[Arm] = (), *, exactness: s
     """Write the set of ``source`` into the folder ``target``, changed so that every arm can be served by it.
 
     Every route lets a request switch speculation off, and none holds out a share of its own, has its answers audited or
-    computed again in shadow: all of that would run beside what is measured. For an arm that chooses
-    its drafter, each route is repeated with that choice, behind a condition on the header that names the arm.
+    computed again in shadow: all of that would run beside what is measured. For an arm that chooses its drafter, or
+    whose answers are to be audited, each route is repeated so, behind a condition on the header that names the arm.
     ``exactness`` (bitwise or numeric) replaces what the routes say. Raises StartError where the folder holds no
     readable set; whether it is a *right* set is for the server to say.
     """
@@ -36,7 +36,7 @@ def derive(source: Path, target: Path, arms: Sequence[Arm] = (), *, exactness: s
     routes = [route for document in documents.values() for route in document.get("routes") or ()]
     for route in routes:
         route |= {key: value for key, value in forced.items() if key in route}
-    clones = [_clone(route, arm) for arm in arms if arm.chooses for route in routes]
+    clones = [_clone(route, arm) for arm in arms if arm.has_routes for route in routes]
     documents[CLONES] = {"version": 1, "routes": clones} if clones else {"version": 1}
     holder = next((d for d in documents.values() if "defaults" in d), documents[CLONES])
     holder["defaults"] = (holder.get("defaults") or {}) | forced
@@ -49,18 +49,19 @@ def derive(source: Path, target: Path, arms: Sequence[Arm] = (), *, exactness: s
 
 
 def _clone(route: dict[str, Any], arm: Arm) -> dict[str, Any]:
-    """The same route for requests of ``arm``, speculating as the arm says."""
+    """The same route for requests of ``arm``, speculating and audited as the arm says."""
     mine: dict[str, Any] = {"header": {ARM_HEADER: arm.name}}
     match = {"all": [mine, route["match"]]} if route.get("match") else mine
-    return route | {
-        "name": f"{route.get('name')}-{re.sub(r'[^A-Za-z0-9]+', '-', arm.name)}",
-        "match": match,
-        "speculate": {
+    found = route | {"name": f"{route.get('name')}-{re.sub(r'[^A-Za-z0-9]+', '-', arm.name)}", "match": match}
+    if arm.chooses:
+        found["speculate"] = {
             "drafters": arm.drafter,
             "k": "auto" if arm.k is None else arm.k,
             "tree": {"width": arm.width, "nodes": arm.nodes},
-        },
-    }
+        }
+    if arm.budget is not None:
+        found["audit"] = {"fraction": 1.0, "budget": arm.budget}
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -120,6 +120,16 @@ def _add_studies(parser: argparse.ArgumentParser) -> None:
     studies.add_argument("--batch", type=numbers, metavar="N,N,…", help="throughput at so many sequences at a time")
     studies.add_argument("--intervals", action="store_true", help="the time between steps, drafting and plain")
     studies.add_argument("--identity", type=count, metavar="N", help="on against off, bit by bit, over N prompts")
+    studies.add_argument(
+        "--audits",
+        nargs="?",
+        const="all",
+        choices=("all", "cost", "power"),
+        help="what audits cost users, which faults they find, or both",
+    )
+    group.add_argument(
+        "--answers", type=count, metavar="N", default=1000, help="looked through for a fault of --audits; default: 1000"
+    )
     group.add_argument(
         "--context", type=numbers, metavar="N,N,…", help="tokens before the step of --steps, beyond the model's too"
     )
@@ -162,7 +172,7 @@ def _check(args: argparse.Namespace) -> None:
         raise StartError("--k goes with --all-drafters alone; an arm says its own: DRAFTER;k=N")
     if others and (args.concurrency or 1) > 1:
         raise StartError("other libraries answer one prompt at a time; leave --concurrency out")
-    if study not in ("", "overhead") and (args.concurrency or 1) > 1:
+    if study not in ("", "overhead", "audits") and (args.concurrency or 1) > 1:
         raise StartError(f"--{study} says itself how many prompts run at a time; leave --concurrency out")
     if args.context and not args.steps:
         raise StartError("--context is that of --steps; add it, or leave --context out")

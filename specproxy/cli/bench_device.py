@@ -1,18 +1,22 @@
 """The studies of ``specproxy bench`` that ask what the device allows and what the engine makes of it: steps, batch,
-intervals, identity. They import torch when they run."""
+intervals, identity, audits. They import torch when they run."""
 
 from __future__ import annotations
 
 import argparse
 
+import msgspec
 from rich.console import Console
 
-from specproxy.bench.arms import AUTO
+from specproxy.bench.arms import AUTO, OFF, parse_arm
 from specproxy.bench.report import faults
 from specproxy.bench.session import Plan, machine_notes
 from specproxy.cli.bench_setup import names, scaled
 from specproxy.cli.bench_show import print_grids, study_method, with_progress
 from specproxy.config.schema import StartConfig
+
+AT_ONCE = 8
+"""Requests at a time of the full load of ``--audits``."""
 
 
 def steps(args: argparse.Namespace, plan: Plan, config: StartConfig, console: Console, progress: Console) -> int:
@@ -98,3 +102,23 @@ def identity(args: argparse.Namespace, plan: Plan, config: StartConfig, console:
     if args.json:
         print(found.to_json())
     return 1 if found.differing else 0
+
+
+def audits(args: argparse.Namespace, plan: Plan, config: StartConfig, console: Console, progress: Console) -> int:
+    """What audits cost and find. 0: every fault that had to be found was, and nothing else; 1: not so."""
+    from specproxy.bench.audit_cost import arms_of
+    from specproxy.bench.audits import AuditStudy, Wanted, measurements, run_audits, study_grids, study_notes
+
+    base, asked = parse_arm(args.arms or OFF), args.concurrency or AT_ONCE
+    wanted = Wanted(cost=args.audits != "power", power=args.audits != "cost", most=args.answers)
+    several = msgspec.structs.replace(plan, arms=arms_of(base), concurrency=asked)
+    found: AuditStudy = with_progress(
+        progress,
+        measurements(several, wanted),
+        lambda done: run_audits(several, config, wanted, progress.print, done),
+    )
+    said = [*found.faults, *study_notes(found, several, wanted), *machine_notes(found.facts)]
+    print_grids(args, console, study_grids(found), said)
+    if args.json:
+        print(found.to_json())
+    return 1 if found.faults else 0

@@ -119,5 +119,6 @@ STUDIES: dict[str, Callable[[argparse.Namespace, Plan, StartConfig, Console, Con
     "batch": bench_device.batch,
     "intervals": bench_device.intervals,
     "identity": bench_device.identity,
+    "audits": bench_device.audits,
 }
 """By option."""

@@ -17,7 +17,7 @@ from specproxy.engine.numerics import proven_path
 from specproxy.engine.ranks.leader import load_target
 from specproxy.engine.runner import Runner
 from specproxy.engine.threads import Threads
-from specproxy.engine.tolerance import known_tolerance, measure_at_once, measure_tolerance
+from specproxy.engine.tolerance import AUDIT_ROWS, known_tolerance, measure_at_once, measure_tolerance
 from specproxy.errors import ModelLoadError
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel
@@ -63,7 +63,7 @@ def offline_target(
     if tolerance is None:
         progress("measuring how far the engine and the stock model are apart")
         tolerance = measure_at_once(measure_tolerance(runner, folder, vocab_size, PAGE_SIZE))
-    threads.enter(rules.prefill_rows)
+    threads.enter(AUDIT_ROWS)
     return _target(model, vocab_size), tolerance
 
 

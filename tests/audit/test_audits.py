@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 from specproxy.audit.job import AuditJob
 from specproxy.audit.stock import CHUNK, StockPass
 from specproxy.bundle import AuditBundle, AuditResult, Tolerance
-from specproxy.engine.audits import Audits
+from specproxy.engine.audits import PATIENCE_S, QUIET_S, Audits
 from specproxy.wire.frames import Audit
 from tests.audit.conftest import Auditing
 
@@ -21,14 +22,12 @@ TOLERANCE = Tolerance(0.5, 0.4, 0.1, 1, 0, 1, 0, 1)
 
 @dataclass
 class Clock:
-    """Seconds that pass only when a test says so, or by ``per_reading``."""
+    """Seconds that pass only when a test says so."""
 
     now: float = 0.0
-    per_reading: float = 0.0
 
     def __call__(self) -> float:
         """The time."""
-        self.now += self.per_reading
         return self.now
 
 
@@ -64,7 +63,7 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def on_clock(engine: Auditing, clock: Clock, **more: Any) -> Audits:
     """Audits of the same engine by another clock."""
-    rest = {"measure": engine.audits.measure, "tolerance": TOLERANCE} | more
+    rest = {"measure": engine.audits.measure, "tolerance": TOLERANCE, "patience": 0.0} | more
     return Audits(engine.audits.target, engine.audits.runner, clock, **rest)
 
 
@@ -103,25 +102,56 @@ def test_users_are_served_first(engine: Auditing, bundle: AuditBundle, mini: lis
 
     engine.driver.run([engine.driver.submission(mini[1]["ids"])], between)
     assert True in seen
-    assert engine.audits.due_in(scheduler.serves_users) == 0.0
+    assert not scheduler.serves_users
+    time.sleep(QUIET_S)
+    assert engine.audits.due_in(False) == 0.0
     assert [result.verdict for result in run(engine.audits, 50, False)] in (["identical"], ["explained"])
 
 
-def test_a_share_is_kept(engine: Auditing, bundle: AuditBundle) -> None:
+@pytest.fixture
+def slow_chunks(monkeypatch: pytest.MonkeyPatch, chunks: list[int]) -> Callable[[Clock, float], None]:
+    """Lets every chunk from now on take so many seconds of a clock."""
+
+    def make(clock: Clock, seconds: float) -> None:
+        step = AuditJob.step
+
+        def slowly(self: AuditJob) -> bool:
+            clock.now += seconds
+            return step(self)
+
+        monkeypatch.setattr(AuditJob, "step", slowly)
+
+    return make
+
+
+def test_a_share_is_kept(engine: Auditing, bundle: AuditBundle, slow_chunks: Callable[[Clock, float], None]) -> None:
     """While users run, audits of a route take their share of the wall time, however much of it passes between."""
     clock = Clock()
     audits = on_clock(engine, clock)
+    slow_chunks(clock, 0.01)
     for i in range(100):
         audits.add(Audit(replace(bundle, request_id=str(i)), busy_share=0.1))
-    used = 0.0
     for _ in range(500):
         clock.now += 0.004
-        clock.per_reading = 0.01 / 4  # a chunk, around which the clock is read, takes some milliseconds
-        before = clock.now
         audits.step(busy=True)
-        clock.per_reading = 0.0
-        used += (clock.now - before) if clock.now - before > 0.005 else 0.0
-    assert 0.05 < used / clock.now < 0.2
+    used = clock.now - 500 * 0.004
+    assert 0.09 < used / clock.now < 0.11
+
+
+def test_many_routes_share_one_share(
+    engine: Auditing, bundle: AuditBundle, slow_chunks: Callable[[Clock, float], None]
+) -> None:
+    """Users of a server with many routes pay no more for audits than those of one: the largest share, not the sum."""
+    clock = Clock()
+    audits = on_clock(engine, clock)
+    slow_chunks(clock, 0.01)
+    for i in range(100):
+        audits.add(Audit(replace(bundle, request_id=str(i), route=f"route {i % 6}"), busy_share=0.1 - 0.01 * (i % 6)))
+    for _ in range(500):
+        clock.now += 0.004
+        audits.step(busy=True)
+    used = clock.now - 500 * 0.004
+    assert 0.09 < used / clock.now < 0.11
 
 
 def test_a_route_without_credit_does_not_hold_up_another(engine: Auditing, bundle: AuditBundle) -> None:
@@ -169,10 +199,12 @@ def test_the_tolerance_comes_first_and_only_while_nobody_waits(engine: Auditing,
         yield
         return TOLERANCE
 
-    audits = on_clock(engine, Clock(), tolerance=None, measure=measure)
+    clock = Clock()
+    audits = on_clock(engine, clock, tolerance=None, measure=measure)
     audits.add(Audit(bundle, busy_share=1.0))
     run(audits, 10, True)
     assert audits.tolerance is None
+    clock.now += QUIET_S
     run(audits, 2, False)
     assert audits.tolerance is None
     run(audits, 1, False)
@@ -187,3 +219,48 @@ def test_an_engine_that_cannot_audit_says_why(engine: Auditing, bundle: AuditBun
     assert audits.due_in(True) == 0.0
     [result] = audits.step(busy=True)
     assert (result.verdict, result.note) == ("failed", "in parts")
+
+
+def test_a_moment_between_two_requests_is_not_idle(engine: Auditing, bundle: AuditBundle, chunks: list[int]) -> None:
+    """Whoever asks again as soon as an answer is there meets no chunk; once it is quiet, audits run."""
+    clock = Clock()
+    audits = on_clock(engine, clock)
+    audits.add(Audit(bundle))
+    for _ in range(5):
+        audits.step(busy=True)
+        clock.now += QUIET_S * 0.9
+        assert audits.due_in(False) == pytest.approx(QUIET_S * 0.1)
+        audits.step(busy=False)
+    assert chunks == []
+    clock.now += QUIET_S
+    assert audits.due_in(False) == 0.0
+    audits.step(busy=False)
+    assert len(chunks) == 1
+
+
+def test_an_audit_waits_a_while_for_an_idle_moment(engine: Auditing, bundle: AuditBundle, chunks: list[int]) -> None:
+    """While users wait it takes its share only once it has waited so long; the longest that a result is late."""
+    clock = Clock()
+    audits = on_clock(engine, clock, patience=PATIENCE_S)
+    audits.add(Audit(bundle, busy_share=1.0))
+    assert audits.due_in(True) == pytest.approx(PATIENCE_S)
+    clock.now += PATIENCE_S * 0.9
+    audits.step(busy=True)
+    assert chunks == []
+    clock.now += PATIENCE_S * 0.2
+    assert audits.due_in(True) == 0.0
+    assert [result.verdict for result in run(audits, 50, True)] in (["identical"], ["explained"])
+
+
+def test_a_pause_is_not_paid_back_by_a_burst(
+    engine: Auditing, bundle: AuditBundle, slow_chunks: Callable[[Clock, float], None], chunks: list[int]
+) -> None:
+    """However long nothing ran, no more than one chunk of so many milliseconds comes at once."""
+    clock = Clock()
+    audits = on_clock(engine, clock)
+    audits.add(Audit(bundle, busy_share=0.05))
+    clock.now += 3600.0
+    slow_chunks(clock, 0.02)
+    for _ in range(5):
+        audits.step(busy=True)
+    assert len(chunks) == 1

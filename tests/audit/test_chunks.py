@@ -11,7 +11,13 @@ import torch
 
 from specproxy.audit.stock import CHUNK, StockPass
 from specproxy.bundle import Tolerance
-from specproxy.engine.tolerance import SAFETY, known_tolerance, measure_at_once, measure_tolerance
+from specproxy.engine.tolerance import (
+    SAFETY,
+    drawn_otherwise,
+    known_tolerance,
+    measure_at_once,
+    measure_tolerance,
+)
 from tests.audit.conftest import Auditing
 from tests.audit.test_answers import MODELS
 
@@ -66,3 +72,17 @@ def test_the_tolerance_is_measured_in_pieces_and_kept(
     assert found.eps == SAFETY * found.largest > 0
     assert known_tolerance(runner) == found
     assert found.ties_sampled < 0.05 * found.compared_sampled
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.0), ("bfloat16", 0.1)])
+def test_the_stock_model_differs_from_itself_only_by_rounding(
+    auditing: Callable[..., Auditing], mini: list[dict[str, Any]], dtype: str, most: float
+) -> None:
+    """In chunks of another length it draws the same tokens in float32, and in bf16 nearly all; never other ones in
+    chunks of the same length."""
+    engine = auditing(**MODELS[dtype])
+    bundles = engine.answers(mini[:6], temperature=1.0)
+    for bundle in bundles:
+        assert drawn_otherwise(engine.audits.target, bundle, CHUNK) == 0
+    differing = sum(drawn_otherwise(engine.audits.target, bundle, 7) for bundle in bundles)
+    assert differing <= most * sum(len(bundle.output) for bundle in bundles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from specproxy.bundle import excess
 from specproxy.engine import faults, scheduler
+from specproxy.engine.tolerance import measure_at_once
 from specproxy.errors import ConfigError
 from specproxy.kernels import paged
 from specproxy.kernels.walk import walk
@@ -49,17 +50,52 @@ def test_without_a_fault_nothing_is_found(engine: Auditing, mini: Records) -> No
 
 def test_flipped_tokens_are_found(engine: Auditing, mini: Records) -> None:
     """Every flip of an accepted token is a hard mismatch of its answer, and plain answers have none."""
-    spoilt = faults.inject(engine.driver.assembled, 25)
+    fault = faults.inject(engine.driver.assembled, faults.Wanted("flip_token", 25))
     try:
         bundles = engine.answers(mini[:6], "draft_model", temperature=0.8)
-        assert spoilt.flipped >= 2
+        assert fault.turns.struck >= 2
         assert "hard" in {result.verdict for result in engine.audit(*bundles)}
-        before = spoilt.flipped
+        before = fault.turns.struck
         assert "hard" not in verdicts(engine, mini[:6], "off", temperature=0.8)
-        assert spoilt.flipped == before
+        assert fault.turns.struck == before
         assert "FAULTS ON" in engine.driver.assembled.numerics.detail
     finally:
-        engine.driver.engine.answers.faults = None
+        fault.undo()
+    assert "FAULTS ON" not in engine.driver.assembled.numerics.detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "every", "drafter"), [("kernel", 1, "off"), ("cache", 20, "off"), ("mask", 1, "draft_model")]
+)
+def test_a_step_that_goes_wrong_is_found(
+    auditing: Callable[..., Auditing], mini: Records, kind: str, every: int, drafter: str
+) -> None:
+    """On the path that serves: a product's tile off its place, a page cleared while it is read, a draft that does not
+    see itself; once the fault is out, the same answers are clean."""
+    engine = auditing()
+    known = engine.driver.assembled
+    engine.audits.tolerance = engine.audits.tolerance or measure_at_once(engine.audits.measure())
+    asked = {"temperature": 0.8, "max_tokens": 48, "ignore_eos": True}
+    fault = faults.inject(known, faults.Wanted(kind, every))
+    try:
+        assert "hard" in verdicts(engine, mini[:6], drafter, **asked)
+        assert fault.turns.struck > 0
+        assert faults.KINDS[kind].format(every) in known.numerics.detail
+    finally:
+        fault.undo()
+    assert "hard" not in verdicts(engine, mini[:6], drafter, **asked)
+
+
+def test_a_wrong_mask_touches_drafts_alone(auditing: Callable[..., Auditing], mini: Records) -> None:
+    """Plain decoding has no row that another one of its step could hide from."""
+    engine = auditing()
+    right = [bundle.output for bundle in engine.answers(mini[:3], "off")]
+    fault = faults.inject(engine.driver.assembled, faults.Wanted("mask", 1))
+    try:
+        assert [bundle.output for bundle in engine.answers(mini[:3], "off")] == right
+        assert fault.turns.struck == 0
+    finally:
+        fault.undo()
 
 
 def test_noise_that_depends_on_the_step_is_found(
@@ -161,29 +197,45 @@ def test_a_wrong_scale_is_found(engine: Auditing, monkeypatch: pytest.MonkeyPatc
     engine.driver.engine.scheduler.pool.forget_idle()
 
 
-@pytest.mark.parametrize("text", ["flip_token", "flip_token:0", "flip_token:x", "other:3"])
+@pytest.mark.parametrize("text", ["flip_token", "flip_token:0", "mask:x", "other:3"])
 def test_a_fault_that_is_none_is_refused(engine: Auditing, text: str) -> None:
-    """The variable takes flip_token:N and nothing else."""
-    with pytest.raises(ConfigError, match="flip_token:N"):
+    """The variable takes a known kind and a number, and nothing else."""
+    with pytest.raises(ConfigError, match="flip_token:N, kernel:N, cache:N, mask:N"):
         faults.inject_wanted(engine.driver.assembled, {faults.VARIABLE: text}, print)
     assert engine.driver.engine.answers.faults is None
 
 
-def test_no_fault_is_put_in_unasked(engine: Auditing) -> None:
+@pytest.mark.parametrize("kind", list(faults.KINDS))
+def test_no_fault_is_put_in_unasked(engine: Auditing, kind: str) -> None:
     """Without the variable nothing is touched; with it, the output says so."""
-    faults.inject_wanted(engine.driver.assembled, {"SPECPROXY_FAULTS": "flip_token:3"}, print)
-    assert engine.driver.engine.answers.faults is None
+    known = engine.driver.assembled
+    before = known.numerics, known.engine.runner, known.engine.answers.faults
+    faults.inject_wanted(known, {"SPECPROXY_FAULTS": f"{kind}:3"}, print)
+    assert (known.numerics, known.engine.runner, known.engine.answers.faults) == before
     said: list[str] = []
     try:
-        faults.inject_wanted(engine.driver.assembled, {faults.VARIABLE: "flip_token:500"}, said.append)
-        assert "one accepted token in 500 is flipped" in said[0]
+        faults.inject_wanted(known, {faults.VARIABLE: f"{kind}:500"}, said.append)
+        assert "FAULTS ON" in said[0]
+        assert "in 500 " in said[0]
     finally:
-        engine.driver.engine.answers.faults = None
+        known.numerics, known.engine.runner, known.engine.answers.faults = before
 
 
 def test_flips_are_counted_over_accepted_tokens() -> None:
     """The last token of a step was sampled, not drafted, and is never flipped."""
-    spoilt = faults.Faults(3, 10)
+    turns = faults.Turns(3)
+    spoilt = faults.Faults(turns, 10)
     steps = [spoilt.flip([9]), spoilt.flip([1, 2, 5]), spoilt.flip([9, 9, 9]), spoilt.flip([])]
     assert steps == [[9], [1, 2, 5], [0, 9, 9], []]
-    assert math.isclose(spoilt.flipped, 1)
+    assert turns.struck == 1
+
+
+def test_a_seed_spreads_a_fault_at_random() -> None:
+    """As often on average as without, the same for the same seed, and at no fixed distance."""
+    turns, again, other = faults.Turns(50, 7), faults.Turns(50, 7), faults.Turns(50, 8)
+    struck = [turns.strikes() for _ in range(20_000)]
+    assert struck == [again.strikes() for _ in range(20_000)]
+    assert struck != [other.strikes() for _ in range(20_000)]
+    assert 330 < turns.struck < 470
+    places = [i for i, here in enumerate(struck) if here]
+    assert len({b - a for a, b in itertools.pairwise(places)}) > 50

@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from specproxy.audit.stock import StockPass
+from specproxy.engine import auditing as making
+from specproxy.engine.audits import Audits
 from specproxy.engine.loop import Engine
 from specproxy.engine.process import Link, Process
 from specproxy.wire import frames
@@ -94,6 +97,7 @@ def test_a_users_step_waits_for_one_chunk_at_most(
 
     note(Engine, "step", "s")
     note(StockPass, "step", "c")
+    monkeypatch.setattr(making, "Audits", partial(Audits, patience=0.0))
     user = engine.driver.submission(mini[4]["ids"])
     got = talk(engine, tmp_path, [Submit(user), *(Audit(b, busy_share=1.0) for b in bundles)])
     assert "cc" not in "".join(order)
