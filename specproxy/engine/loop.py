@@ -25,6 +25,7 @@ from specproxy.engine.runner import Runner
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import Step, prefill_step
+from specproxy.engine.turns import Turns
 from specproxy.engine.verify import add_rows, keep_path, sample_finite
 from specproxy.errors import InvalidRequest
 from specproxy.kernels.walk import walk
@@ -57,7 +58,7 @@ class Engine:
         self._vocab = vocab_size
         self._clock = clock
         self._early: list[Delta] = []
-        self._prefilled = False
+        self._turns = Turns()
         self.answers = Answers(runner.model.spec, scheduler, controller, vocab_size, clock)
         self.flying: Flying | None = None
         if rounds is not None:
@@ -110,20 +111,23 @@ class Engine:
                 sequence.decision = decision
 
     def step(self) -> list[Delta]:
-        """One prefill chunk or one decode step of everyone who can; the two alternate, so neither waits for long."""
+        """One prefill chunk or one decode step of everyone who can; the two take turns (``Turns``), so that neither
+        waits for long."""
         deltas, self._early = self._early, []
         if self.flying is not None and self.flying.aloft is not None:
-            return deltas + self._fly_on(self.flying)
+            landed = self._fly_on(self.flying)
+            self._turns.decoded(landed)
+            return deltas + landed
         now = self._clock()
         for sequence in self.scheduler.admit():
             sequence.stats.queued_s = now - sequence.arrival
         prompt = self.scheduler.next_prefill()
         decoding = self.scheduler.decoding()
-        if prompt is not None and not (decoding and self._prefilled):
-            self._prefilled = True
+        if prompt is not None and self._turns.prompts_turn(decoding=bool(decoding)):
             return deltas + self._prefill(prompt)
-        self._prefilled = False
-        return deltas + self._decode(decoding)
+        decoded = self._decode(decoding)
+        self._turns.decoded(decoded)
+        return deltas + decoded
 
     def _prefill(self, s: Sequence) -> list[Delta]:
         """The next chunk of a prompt; the last one samples the first token (or finds it already known)."""
