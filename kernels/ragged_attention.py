@@ -5,9 +5,8 @@ Contract: that of ``attention.py``. What makes a row's bits its own:
 * one tile shape. Rows of a block, times the query heads that share a key head, fill a tile of TILE_ROWS lines, whether
   there is one row or sixteen; a key tile is one page, aligned to absolute position;
 * the context is cut into splits at absolute positions: of FINE keys up to WIDE_FROM, of WIDE beyond, so that a short
-  context
-  still gives work to the whole card and a long one does not drown in partial sums. Each split is one program;
-  the last program of a block to arrive combines them, for each row those that the row sees, in their order;
+  context still gives work to the whole card and a long one does not drown in partial sums. Each split is one program;
+  a second launch combines them, for each row those that the row sees, in their order;
 * a tile of which a row sees nothing leaves the row's sums as they are;
 * a tree's rows read the splits in which their paths leave the table's order through programs of their own, by slot, so
   that each key stands in the lane of its position on the path, as in a chain.
