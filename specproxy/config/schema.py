@@ -58,25 +58,57 @@ class DrafterConfig(Struct, forbid_unknown_fields=False, kw_only=True):
 
 
 class Timeouts(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Seconds."""
+    """How long an upstream may take, seconds. ``first_byte``: from the request to the first event of a streamed answer;
+    ``whole``: the same of an answer that is not streamed, which comes when all of it is generated; ``idle``: between
+    two pieces of any answer."""
 
     connect: Seconds = 2.0
     first_byte: Seconds = 30.0
+    whole: Seconds = 600.0
     idle: Seconds = 30.0
 
 
+class BreakerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
+    """After so many failed requests in a row an upstream gets none for ``open_s`` seconds, then one to try; answers with
+    a status below 500 are no failures."""
+
+    failures: Count = 5
+    open_s: Seconds = 10.0
+
+
+class HealthConfig(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How an upstream is asked whether it is well: GET ``path`` below its server's root, every so many seconds. "auto"
+    is what ``kind`` has, nothing for openai; empty: it is not asked."""
+
+    path: str = "auto"
+    every_s: Seconds = 10.0
+
+
 class UpstreamConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """An existing OpenAI-compatible server."""
+    """An existing OpenAI-compatible server.
+
+    ``url``: as an OpenAI client takes it, with the /v1 at its end. ``key_env``: the variable that holds the key for it;
+    a client's key never goes there. ``models``: what requests call a model, and what it is called there; other names go
+    as they are. ``retries``: further tries where a connection fails before anything of an answer has come.
+    """
 
     url: str
+    kind: Literal["openai", "vllm", "sglang", "tgi", "llama.cpp"] = "openai"
     key_env: str = ""
     models: dict[str, str] = {}
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_connections: Count = 256
+    retries: Annotated[int, Meta(ge=0, le=5)] = 1
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
 
 class ServerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The public listener. ``max_queue`` bounds requests that wait or run; sizes in MiB, times in seconds."""
+    """The public listener. ``max_queue`` bounds requests that wait or run; sizes in MiB, times in seconds.
+
+    ``engine_silence_s``: how long the engine, which reports twice a second, may say nothing before it is taken to hang and
+    is started again; its streams go on. Work that is captured for the first time on a GPU takes it a few seconds.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -85,6 +117,7 @@ class ServerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     keepalive_s: Seconds = 15.0
     drain_s: Annotated[float, Meta(ge=0)] = 30.0
     body_timeout_s: Seconds = 60.0
+    engine_silence_s: Seconds = 60.0
 
 
 class AdminConfig(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -79,6 +79,7 @@ class EngineBackend:
         self.problem = ""
         self.delivered = 0
         self.user_starts = 0
+        self.on_heard: Callable[[], None] = lambda: None
         self.on_audited: Callable[[AuditResult], None] = lambda _: None
         self.on_drafters: Callable[[Hello], None] = lambda _: None
         self.swaps = DrafterSwaps(self._send)
@@ -191,6 +192,7 @@ class EngineBackend:
 
     def on_frame(self, link: EngineLink, frame: ToServer) -> None:
         """A frame of the engine; the hot one comes first."""
+        self.on_heard()
         match frame:
             case Tokens():
                 for delta in frame.deltas:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 from msgspec.structs import replace
 
 from specproxy.backend import Deliver
@@ -60,7 +61,17 @@ class Flight:
     def died(self) -> bool:
         """The engine died with this sequence in flight; returns whether to submit it again."""
         self._deaths += 1
-        return self._deaths < MAX_BARREN_DEATHS
+        if self._deaths < MAX_BARREN_DEATHS:
+            return True
+        structlog.get_logger().error(
+            "a request is given up: engines died over it",
+            sequence=self.submission.id,
+            deaths=self._deaths,
+            route=self.submission.decision.route,
+            prompt_tokens=len(self.submission.prompt),
+            received=len(self.received),
+        )
+        return False
 
     def resumed(self) -> Submission:
         """What to submit now: the request, with every token received so far as already generated."""

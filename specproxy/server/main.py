@@ -39,6 +39,7 @@ from specproxy.server.metrics import SHORT_REVISION, Metrics
 from specproxy.server.model_folder import fetched_folder, local_folder
 from specproxy.server.state import Served, State
 from specproxy.server.supervisor import Supervisor
+from specproxy.server.watchdog import Watchdog
 from specproxy.wire.frames import Hello, Stats
 
 _TICK_S = 0.1
@@ -98,7 +99,8 @@ class Server:
         backend.on_drafters = self._hello_changed
         gate.book.on_serving = self._policies_changed
         policies.subscribe(on_failure=self._policies_refused)
-        self._supervisor = Supervisor(backend, launch.start_again, launch.process, self._engine_said)
+        watchdog = Watchdog(config.server.engine_silence_s)
+        self._supervisor = Supervisor(backend, launch.start_again, launch.process, self._engine_said, watchdog)
 
     async def run(self) -> int:
         """Start, serve, drain. Raises StartError."""

@@ -10,6 +10,7 @@ import structlog
 
 from specproxy.server.child import OutputReader, describe_exit, end, kill_group
 from specproxy.server.engine_backend import EngineBackend
+from specproxy.server.watchdog import Watchdog
 
 MAX_BARREN_LIVES = 4
 """Engine processes in a row that died without having produced a token, after which no other is started."""
@@ -50,12 +51,15 @@ class Supervisor:
         start: Callable[[], subprocess.Popen[bytes]],
         first: subprocess.Popen[bytes],
         sink: Callable[[str], None],
+        watchdog: Watchdog,
     ) -> None:
         self._backend = backend
         self._start = start
         self._process = first
         self._sink = sink
         self._policy = RestartPolicy()
+        self._watchdog = watchdog
+        backend.on_heard = watchdog.heard
         self.restarts = 0
 
     @property
@@ -96,21 +100,29 @@ class Supervisor:
         return True
 
     async def _watch(self, reader: OutputReader) -> int:
-        """One process from start to end; its exit code. A process that lost its link is of no use and is killed."""
+        """One process from start to end; its exit code. A process that lost its link or hangs is of no use and is
+        killed."""
         process = self._process
         reading = asyncio.create_task(reader.read(process))
-        watching = asyncio.create_task(self._kill_when_lost(process))
+        watching = [asyncio.create_task(kill(process)) for kill in (self._kill_when_lost, self._kill_when_hung)]
         try:
             code = await asyncio.to_thread(process.wait)
             kill_group(process)
             await asyncio.wait({reading}, timeout=_LAST_WORDS_S)
             return code
         finally:
-            watching.cancel()
-            reading.cancel()
+            for task in (*watching, reading):
+                task.cancel()
 
     async def _kill_when_lost(self, process: subprocess.Popen[bytes]) -> None:
         await self._backend.wait_lost()
+        kill_group(process)
+
+    async def _kill_when_hung(self, process: subprocess.Popen[bytes]) -> None:
+        backend = self._backend
+        await self._watchdog.wait(lambda: backend.ready and not backend.swaps.doing)
+        backend.problem = f"it hung: nothing was heard of it for {self._watchdog.limit_s:g} s"
+        structlog.get_logger().error("engine hangs", silent_s=self._watchdog.limit_s, in_flight=backend.in_flight)
         kill_group(process)
 
 

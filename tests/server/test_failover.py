@@ -57,6 +57,30 @@ def test_requests_that_come_while_the_engine_restarts_wait_for_it(
     assert "signal SIGKILL" in {line["reason"] for line in server.events("engine died")}
 
 
+def test_an_engine_that_hangs_is_replaced_and_its_stream_goes_on(
+    start_server: Callable[..., Any], chat_body: Body
+) -> None:
+    """A process that stopped in mid-stream is killed once it was silent for as long as the configuration says."""
+    server = start_server("--set", "server.engine_silence_s=2")
+    body = chat_body(max_tokens=120, ignore_eos=True)
+    text, stopped = "", False
+    with httpx.Client(base_url=server.base_url, timeout=60) as http:
+        quiet = http.post("/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+        with http.stream("POST", "/chat/completions", json=body | {"stream": True}) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    choices = msgspec.json.decode(line.removeprefix("data: "))["choices"]
+                    text += "".join(choice["delta"].get("content") or "" for choice in choices)
+                if not stopped and len(text) > 40:
+                    os.kill(server.engine_pid, signal.SIGSTOP)
+                    stopped = True
+    assert stopped
+    assert text == quiet
+    [hung] = server.events("engine hangs")
+    assert hung["in_flight"] == 1
+    assert "it hung" in server.events("engine died")[0]["reason"]
+
+
 def extra(body: dict[str, Any]) -> dict[str, Any]:
     """The SDK takes parameters that are not OpenAI's in ``extra_body``."""
     ours = {name: body[name] for name in ("ignore_eos",) if name in body}
