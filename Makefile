@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 SPECPROXY_TORCH ?= $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
 RUN_STAMP := $(VENV)/.installed-$(SPECPROXY_TORCH)
 DEV_STAMP := $(VENV)/.installed-dev-$(SPECPROXY_TORCH)
+RAY_STAMP := $(VENV)/.installed-ray-$(SPECPROXY_TORCH)
 
 export PYTHONUNBUFFERED := 1
 # Ours alone: specproxy takes every SPECPROXY_ variable for a setting.
@@ -24,7 +25,7 @@ serve: $(RUN_STAMP) ## the proxy on http://127.0.0.1:8000/v1 with the bundled mo
 	@exec $(BIN)/specproxy serve --policies policies $(ARGS)
 
 .PHONY: test
-test: $(DEV_STAMP) ## every test but those marked soak, gpu and identity_full; nothing may be fetched
+test: $(DEV_STAMP) ## every test but those marked soak, gpu, identity_full and ray; nothing may be fetched
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: check
@@ -40,6 +41,10 @@ identity: $(DEV_STAMP) ## the whole route mix, speculation on against off, token
 .PHONY: soak
 soak: $(DEV_STAMP) ## minutes of mixed load with disconnects; memory must stay flat
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak $(ARGS)
+
+.PHONY: ray
+ray: $(RAY_STAMP) ## two replicas on a Ray cluster of this machine: text, placing, deaths, one gate
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ray tests/ray $(ARGS)
 
 .PHONY: bench
 bench: $(RUN_STAMP) ## tokens/s, speculation on against off, per category, over HTTP
@@ -59,4 +64,8 @@ $(RUN_STAMP): pyproject.toml constraints.txt scripts/install
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@scripts/install $(VENV) $(SPECPROXY_TORCH) dev
+	@touch $@
+
+$(RAY_STAMP): $(DEV_STAMP)
+	@$(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet -c constraints.txt -e '.[ray]'
 	@touch $@

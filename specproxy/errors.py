@@ -21,6 +21,7 @@
         ├── StaleWrite                412 stale_version
         ├── BodyTooLarge              413
         ├── QueueFull                 429 rate_limit_exceeded, retry-after-ms
+        ├── KeyLimited                429 rate_limit_exceeded, retry-after-ms
         ├── EngineFailed              500
         ├── Draining                  503, retry-after
         ├── EngineUnavailable         503
@@ -30,6 +31,8 @@ Low layers raise the bare error; the edge adds request id and headers.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from specproxy.vocabulary import ErrorInfo
 
@@ -190,6 +193,18 @@ class QueueFull(RequestError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retry = True
+
+
+class KeyLimited(RequestError):
+    """This API key has used up what it may for now. ``limited``: OpenAI's name of what there is too much of."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    retry = True
+
+    def __init__(self, message: str, limited: Literal["requests", "tokens"], retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.type = limited
 
 
 class EngineFailed(RequestError):

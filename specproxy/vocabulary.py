@@ -31,7 +31,8 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True):
     Neutral values switch a processor off: ``top_k=0``, ``top_p=1``, ``min_p=0``, penalties 0 (repetition: 1).
     ``logprobs`` is the number of alternatives reported beside the chosen token (``None``: report nothing);
     ``prompt_logprobs`` the same for prompt tokens. ``stop_token_ids`` ends the answer like the end-of-sequence token;
-    ``ignore_eos`` keeps the model's own end-of-sequence tokens from ending it.
+    ``ignore_eos`` keeps the model's own end-of-sequence tokens from ending it. ``grammar`` is what the answer's text
+    must follow, in one of llguidance's forms; empty for none.
     """
 
     temperature: float = 1.0
@@ -48,6 +49,7 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str = ""
 
 
 class Decision(Struct, frozen=True):
@@ -80,6 +82,7 @@ class Submission(Struct, frozen=True):
 
     ``id`` is unique per connection. ``seed`` and ``choice`` key the sampling noise; ``choice`` counts from 0 within a
     prompt. ``prediction`` is the client's Predicted Output, tokenised. ``salt`` separates cached pages by tenant.
+    ``busy_share``: of background work, the share of the time that it may take while users are there; 0: none.
     """
 
     id: str
@@ -92,6 +95,7 @@ class Submission(Struct, frozen=True):
     prediction: list[int] = []
     salt: str = ""
     work: WorkClass = "user"
+    busy_share: float = 0.0
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
@@ -141,7 +145,8 @@ class ErrorInfo(Struct, frozen=True):
 
 
 class Delta(Struct):
-    """New tokens of one sequence. A delta with ``finish_reason`` is the last of its sequence.
+    """New tokens of one sequence. A delta with ``finish_reason`` is the last of its sequence; an empty one says that
+    work on it begins.
 
     ``logprobs`` runs parallel to ``tokens`` when they were asked for. ``prompt_logprobs`` (first delta only) has one
     entry per prompt token after the first.
@@ -201,7 +206,8 @@ class DrafterInfo(Struct, frozen=True):
 class RequestRecord(Struct):
     """One request from start to end: the single value that feeds logs, metrics, gate, audit and capture.
 
-    Wall-clock ``started`` in Unix seconds; durations in seconds.
+    Wall-clock ``started`` in Unix seconds; durations in seconds. ``structured``: of every choice that had to have a
+    schema, whether it has: "valid", "invalid", or "truncated" before its end.
     """
 
     request_id: str
@@ -232,3 +238,4 @@ class RequestRecord(Struct):
     exactness: str = ""
     reason: str | None = None
     retries: int = 0
+    structured: list[str] = []

@@ -26,29 +26,52 @@ ALLOWED: dict[str, set[str]] = {
     "text": LEAVES,
     "policy": LEAVES | {"config"},
     "gate": LEAVES | {"config", "policy"},
+    "structured": LEAVES,
+    "tools": LEAVES,
     "kernels": set(),
     "models": LEAVES | {"kernels"},
-    "sampling": LEAVES | {"kernels"},
-    "audit": LEAVES | {"kernels", "sampling"},
+    "sampling": LEAVES | {"kernels", "structured"},
+    "audit": LEAVES | {"kernels", "sampling", "structured"},
     "heads": LEAVES | {"kernels", "models"},
     "drafters": LEAVES | {"kernels", "models", "sampling", "heads"},
     "train": LEAVES | {"config", "text", "kernels", "models", "sampling", "heads", "drafters"},
-    "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "audit", "heads", "drafters"},
-    "server": LEAVES | {"backend", "config", "wire", "text", "policy", "gate"},
+    "engine": LEAVES | {"config", "wire", "kernels", "models", "sampling", "audit", "heads", "drafters", "structured"},
+    "upstream": LEAVES | {"config"},
+    "server": LEAVES | {"backend", "config", "wire", "text", "policy", "gate", "upstream", "structured", "tools"},
     "bench": LEAVES
     | {"backend", "config", "wire", "text", "policy", "gate", "kernels", "sampling", "models", "engine", "server"},
     "tune": LEAVES | {"policy", "gate", "bench"},
     "cli": LEAVES
     | {"backend", "config", "wire", "text", "policy", "gate", "models", "audit", "engine", "server", "bench", "tune"}
     | {"train"},
+    "ray": LEAVES | {"config", "policy", "gate", "wire", "server"},
+    "ray_app": LEAVES | {"config", "ray"},
     "__main__": {"cli"},
 }
 """Room -> rooms that its code may import when it runs. Every room may import itself and ``specproxy``."""
 
-LIGHT = ["vocabulary", "errors", "alignment", "bundle", "backend", "config", "wire", "text", "policy", "gate", "server"]
+LIGHT = [
+    "vocabulary",
+    "errors",
+    "alignment",
+    "bundle",
+    "backend",
+    "config",
+    "wire",
+    "text",
+    "policy",
+    "gate",
+    "upstream",
+    "server",
+    "structured",
+    "tools",
+]
 """Rooms that must start fast and small."""
 
 HEAVY = {"torch", "transformers", "triton", "safetensors"}
+SCALE_OUT = {"ray", "starlette"}
+"""Packages of the extra ``ray``: nothing else may need them."""
+
 KERNEL_PACKAGES = {"torch", "triton", "numpy", "specproxy"}
 
 
@@ -123,6 +146,8 @@ def breaks_the_table(item: Import) -> bool:
         return True
     if item.room == "kernels":
         return top not in KERNEL_PACKAGES and top not in sys.stdlib_module_names
+    if top in SCALE_OUT:
+        return not item.room.startswith("ray")
     return item.room in LIGHT and top in HEAVY
 
 
@@ -197,6 +222,9 @@ def test_drafters_never_name_the_scheduler_or_loop(imports: list[Import]) -> Non
         ("specproxy.kernels.walk", "from specproxy.vocabulary import Decision", True),
         ("specproxy.kernels.walk", "import regex", True),
         ("specproxy.models.loading", "import kernels.walk", True),
+        ("specproxy.server.app", "def late():\n    import ray", True),
+        ("specproxy.cli.serve", "from specproxy.ray.affinity import key_of", True),
+        ("specproxy.ray.replica", "from ray import serve", False),
         ("specproxy.engine.loop", "from specproxy.drafters.base import Drafter", False),
         ("specproxy.server.app", "from specproxy.policy.policy import PolicySet", False),
         (

@@ -16,6 +16,7 @@ from specproxy.audit.stock import CHUNK, StockPass
 from specproxy.bundle import AuditBundle, AuditResult, Finding, Tolerance
 from specproxy.errors import InvalidRequest
 from specproxy.sampling.sampler import Sampler
+from specproxy.structured.grammars import Grammars
 
 JUDGED_LOGITS = 2**19
 """Logits judged in one step: 64 tokens at a vocabulary of 8192, 4 at 128k, some 10 ms with noise on one core."""
@@ -27,13 +28,15 @@ MAX_FINDINGS = 16
 @dataclass(frozen=True)
 class AuditTarget:
     """What an audit needs of a loaded target. ``stock``: transformers' module; ``vocab_size``: ids that the tokenizer
-    knows; ``max_len``: context in tokens."""
+    knows; ``max_len``: context in tokens; ``grammars``: of the same vocabulary, without which answers that have one
+    cannot be audited."""
 
     stock: Any
     fingerprint: str
     vocab_size: int
     eos: frozenset[int]
     max_len: int
+    grammars: Grammars | None = None
 
 
 class AuditJob:
@@ -55,6 +58,7 @@ class AuditJob:
             target.vocab_size,
             tuple(target.eos),
             torch.device("cpu"),
+            None if target.grammars is None else target.grammars.matcher(bundle.params),
         )
         self._rows = np.zeros((0, target.vocab_size), np.float32)
         self._judged = 0

@@ -49,7 +49,8 @@ def judge(x: np.ndarray, served: int, sampler: Sampler, position: int, eps: floa
     processed = sampler.process(x, ())
     noise = None if sampler.noise is None else sampler.noise.row(position).numpy()[: len(x)]
     best = winners_host(processed, noise, sampler.cut, 2)
-    expected, score = best.ids[0], best.scores[0]
+    expected: int | None = best.ids[0]
+    score = best.scores[0]
     if math.isnan(score):
         return Judgement(None, score, score, 0.0)
     if score == -math.inf:

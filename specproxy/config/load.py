@@ -26,7 +26,7 @@ HOUSE = "house"
 """The bundled model: as ``model.path`` the target, as a drafter's path its draft model."""
 
 DRAFTER_FORM = "NAME=TYPE or NAME=TYPE:PATH, for example draft=draft_model:/models/draft"
-_BUILTIN_DRAFTERS = ("ngram", "prediction", "suffix")
+_BUILTIN_DRAFTERS = ("grammar", "ngram", "prediction", "suffix")
 _NEED_PATH = frozenset({"draft_model", "eagle3", "medusa"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 

@@ -69,8 +69,8 @@ class Timeouts(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class BreakerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """After so many failed requests in a row an upstream gets none for ``open_s`` seconds, then one to try; answers with
-    a status below 500 are no failures."""
+    """After so many failed requests in a row an upstream gets none for ``open_s`` seconds, then one to try; answers
+    with a status below 500 are no failures."""
 
     failures: Count = 5
     open_s: Seconds = 10.0
@@ -106,8 +106,8 @@ class UpstreamConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 class ServerConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     """The public listener. ``max_queue`` bounds requests that wait or run; sizes in MiB, times in seconds.
 
-    ``engine_silence_s``: how long the engine, which reports twice a second, may say nothing before it is taken to hang and
-    is started again; its streams go on. Work that is captured for the first time on a GPU takes it a few seconds.
+    ``engine_silence_s``: how long the engine, which reports twice a second, may say nothing before it is taken to hang
+    and is started again; its streams go on. Work that is captured for the first time on a GPU takes it a few seconds.
     """
 
     host: str = "127.0.0.1"
@@ -137,7 +137,8 @@ class AdminConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class KeysConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """API keys: a file of ``id: sha256`` lines, or an environment variable with plain keys, comma-separated."""
+    """API keys: a file of ``id: sha256`` lines, with limits behind them if need be, or an environment variable with
+    plain keys, comma-separated."""
 
     file: str = ""
     env: str = "SPECPROXY_API_KEYS"

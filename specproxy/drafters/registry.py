@@ -94,6 +94,7 @@ _BUILT_IN: Mapping[str, str] = {
     "draft_model": "specproxy.drafters.draft_model:load",
     "eagle": "specproxy.drafters.heads:load_eagle",
     "eagle3": "specproxy.drafters.heads:load_eagle3",
+    "grammar": "specproxy.drafters.grammar:load",
     "layer_skip": "specproxy.drafters.layer_skip:load",
     "medusa": "specproxy.drafters.heads:load_medusa",
     "mtp": "specproxy.drafters.heads:load_mtp",

@@ -83,6 +83,9 @@ class Answers:
 
     def _fail(self, s: Sequence) -> Delta:
         """The target gave no number for this sequence's next token; nobody else's answer is touched."""
-        error = EngineFailed("the target's logits are not finite for this request", code="bad_logits")
+        fault, code = s.sampler.fault, "grammar_failed"
+        if not fault:
+            fault, code = "the target's logits are not finite for this request", "bad_logits"
+        error = EngineFailed(fault, code=code)
         self._scheduler.remove(s)
         return Delta(s.id, finish_reason="error", error=error.info(), stats=finished_stats(s))

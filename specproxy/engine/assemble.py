@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +17,12 @@ from specproxy.engine.capture import Captures
 from specproxy.engine.controller import Controller
 from specproxy.engine.drafter_sizes import TargetSize
 from specproxy.engine.drafting import Drafting
+from specproxy.engine.host import DrafterHost, make_host
 from specproxy.engine.late_room import LateRoom
 from specproxy.engine.loaded import LoadedDrafters
 from specproxy.engine.loop import Engine
 from specproxy.engine.memory import plan_start, read_memory, settle
 from specproxy.engine.numerics import describe, proven_path
-from specproxy.engine.own_texts import write_own_texts
 from specproxy.engine.pages import PagePool
 from specproxy.engine.ranks.leader import load_target
 from specproxy.engine.runner import Runner
@@ -32,11 +31,9 @@ from specproxy.engine.sequence import Sequence
 from specproxy.engine.threads import Threads
 from specproxy.engine.warmup import measure_chains, measure_steps
 from specproxy.errors import ModelLoadError
-from specproxy.heads.base import OwnText, TargetFacts
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import ModelSpec, StepModel
-from specproxy.models.loading import tokenizer_hash, tokenizer_size
-from specproxy.models.native import NativeModel
+from specproxy.structured.grammars import Grammars
 from specproxy.vocabulary import DrafterInfo, ModelInfo, Numerics
 
 if TYPE_CHECKING:
@@ -44,41 +41,6 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 64
 """Tokens per page. Divides the attention's key block and the prefill chunk."""
-
-
-@dataclass
-class DrafterHost:
-    """What drafters are given at load (``drafters.registry.Host``)."""
-
-    vocab_size: int
-    max_model_len: int
-    device: str
-    tokenizer: str
-    target: TargetFacts
-    model: StepModel
-    kv: KVBuffers
-    num_pages: int
-    page_size: int
-    tell: Callable[[str], None]
-    write_texts: Callable[[], list[OwnText]]
-    listeners: list[Callable[[int], None]] = field(default_factory=list)
-
-    def progress(self, what: str) -> None:
-        """Tell whoever waits what is being done."""
-        self.tell(what)
-
-    def own_texts(self) -> list[OwnText]:
-        """Texts that the target wrote."""
-        return self.write_texts()
-
-    def on_allocate(self, listener: Callable[[int], None]) -> None:
-        """Call ``listener`` with every page that changes hands."""
-        self.listeners.append(listener)
-
-    def page_allocated(self, page: int) -> None:
-        """Tell every listener."""
-        for listener in self.listeners:
-            listener(page)
 
 
 @dataclass
@@ -194,7 +156,7 @@ def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Ca
     kv = _allocate(plan.pages, model.spec)
     captures = Captures(model, kv, rules, wanted.max_sequences)
     runner = Runner(model, kv, rules, threads, captures.graphs)
-    host = _host(runner, folder, wanted.grow, plan.pages, progress)
+    host = make_host(runner, folder, wanted.grow, plan.pages, PAGE_SIZE, progress)
     captures.capture((), progress)
     engine = _engine(runner, host, wanted.max_sequences)
     if engine.rounds is not None:
@@ -215,26 +177,6 @@ def _assemble(config: EngineConfig, model: StepModel, folder: Path, progress: Ca
     return assembled
 
 
-def _host(runner: Runner, folder: Path, grown: str, pages: int, progress: Callable[[str], None]) -> DrafterHost:
-    """What drafters are given; their pages are zeroed as the target's are."""
-    model = runner.model
-    host = DrafterHost(
-        vocab_size=min(tokenizer_size(folder), model.spec.vocab_size),
-        max_model_len=model.spec.max_len,
-        device=model.spec.device,
-        tokenizer=tokenizer_hash(folder),
-        target=_facts(model, folder, grown),
-        model=model,
-        kv=runner.kv,
-        num_pages=pages,
-        page_size=PAGE_SIZE,
-        tell=progress,
-        write_texts=partial(write_own_texts, runner, folder, PAGE_SIZE),
-    )
-    host.on_allocate(runner.kv.zero_page)
-    return host
-
-
 def _engine(runner: Runner, host: DrafterHost, max_sequences: int) -> Engine:
     """The engine without drafters, its steps measured."""
     rules, spec, clock = runner.rules, runner.model.spec, time.monotonic
@@ -251,7 +193,8 @@ def _engine(runner: Runner, host: DrafterHost, max_sequences: int) -> Engine:
         loaded.release(sequence)
 
     scheduler = Scheduler(pool, max_sequences, rules.one_provenance, evicted)
-    return Engine(runner, scheduler, drafting, controller, host.vocab_size, clock, rounds)
+    grammars = Grammars(host.target.folder / "tokenizer.json", host.vocab_size, spec.eos_token_ids)
+    return Engine(runner, scheduler, drafting, controller, host.vocab_size, clock, grammars, rounds)
 
 
 def _info(wanted: ModelConfig, spec: ModelSpec, vocab_size: int) -> ModelInfo:
@@ -280,21 +223,3 @@ def _rounds(runner: Runner, loaded: LoadedDrafters) -> Rounds | None:
     from specproxy.engine.rounds import Rounds
 
     return Rounds(runner, loaded, time.monotonic)
-
-
-def _facts(model: StepModel, folder: Path, grown: str) -> TargetFacts:
-    """What heads share with the target."""
-    spec = model.spec
-    return TargetFacts(
-        embed=model.embed,
-        head=model.head,
-        config=model.config,
-        folder=folder,
-        hidden_size=spec.hidden_size,
-        num_layers=len(spec.layers),
-        vocab_size=spec.vocab_size,
-        dtype=spec.dtype,
-        device=spec.device,
-        grown=grown,
-        code=model.code if isinstance(model, NativeModel) else None,
-    )

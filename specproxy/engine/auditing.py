@@ -22,6 +22,7 @@ from specproxy.errors import ModelLoadError
 from specproxy.kernels.paged import KVBuffers
 from specproxy.models.base import StepModel
 from specproxy.models.loading import tokenizer_size
+from specproxy.structured.grammars import Grammars
 
 SHARED = "a target shared by several ranks has no whole stock module to audit with"
 
@@ -32,7 +33,7 @@ def make_audits(assembled: Assembled) -> Audits:
     measure = partial(measure_tolerance, runner, host.target.folder, host.vocab_size, host.page_size)
     whole = runner.model.group is None
     tolerance = known_tolerance(runner) if whole else None
-    target = _target(runner.model, host.vocab_size)
+    target = _target(runner.model, host.vocab_size, assembled.engine.grammars)
     return Audits(target, runner, time.monotonic, measure, tolerance, "" if whole else SHARED)
 
 
@@ -52,8 +53,9 @@ def offline_target(
             "configure that one, for example with --model"
         )
     vocab_size = min(tokenizer_size(folder), model.spec.vocab_size)
+    grammars = Grammars(folder / "tokenizer.json", vocab_size, model.spec.eos_token_ids)
     if not measured:
-        return _target(model, vocab_size), None
+        return _target(model, vocab_size, grammars), None
     threads = Threads.choose(config.threads)
     model, rules = proven_path(model, PAGE_SIZE, threads, config, progress)
     spec = model.spec
@@ -64,9 +66,10 @@ def offline_target(
         progress("measuring how far the engine and the stock model are apart")
         tolerance = measure_at_once(measure_tolerance(runner, folder, vocab_size, PAGE_SIZE))
     threads.enter(AUDIT_ROWS)
-    return _target(model, vocab_size), tolerance
+    return _target(model, vocab_size, grammars), tolerance
 
 
-def _target(model: StepModel, vocab_size: int) -> AuditTarget:
+def _target(model: StepModel, vocab_size: int, grammars: Grammars) -> AuditTarget:
     spec = model.spec
-    return AuditTarget(model.stock, spec.fingerprint, vocab_size, frozenset(spec.eos_token_ids), spec.max_len)
+    eos = frozenset(spec.eos_token_ids)
+    return AuditTarget(model.stock, spec.fingerprint, vocab_size, eos, spec.max_len, grammars)

@@ -17,6 +17,7 @@ import torch
 
 from specproxy.audit.job import AuditJob, AuditTarget
 from specproxy.bundle import AuditBundle, AuditResult, Tolerance, without_verdict
+from specproxy.engine.budget import Budget
 from specproxy.engine.runner import Runner
 from specproxy.engine.tolerance import AUDIT_ROWS, Measurement
 from specproxy.errors import InvalidRequest
@@ -25,41 +26,12 @@ from specproxy.wire.frames import Audit
 MAX_WAITING = 256
 """Audits that wait or run; beyond that the oldest that did not begin is dropped."""
 
-MOST_CREDIT_S = 0.01
-"""Time that a route may save up: a pause is not paid back by more than one chunk at once."""
-
 QUIET_S = 0.05
 """Seconds that nobody must have waited for the engine before it counts as idle: whoever asks again as soon as an answer
 is there would otherwise meet a chunk each time."""
 
 PATIENCE_S = 2.0
 """So long an audit waits for a moment in which no user does, before it takes its share of the time in which some do."""
-
-LEAST_WAIT_S = 0.001
-
-
-class Budget:
-    """A share of the wall time, in seconds of ``clock``."""
-
-    def __init__(self, share: float, clock: Callable[[], float]) -> None:
-        self.share = share
-        self._clock = clock
-        self._credit = 0.0
-        self._last = clock()
-
-    @property
-    def due_in(self) -> float:
-        """Seconds until something may run; 0: now. A chunk that then takes longer is paid for afterwards."""
-        now = self._clock()
-        self._credit = min(MOST_CREDIT_S, self._credit + self.share * (now - self._last))
-        self._last = now
-        if self.share >= 1.0 or self._credit > 0.0:
-            return 0.0
-        return LEAST_WAIT_S - self._credit / self.share if self.share > 0.0 else math.inf
-
-    def spend(self, seconds: float) -> None:
-        """So much was used."""
-        self._credit -= seconds
 
 
 @dataclass(eq=False)

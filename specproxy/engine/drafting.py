@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from typing import Protocol
 
-from specproxy.drafters.base import DraftBatch, DraftContext, Drafter, DraftRow
+from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, Drafter, DraftRow
 from specproxy.engine.controller import Candidate, Choice, Controller, Request
 from specproxy.engine.costs import CostTable
 from specproxy.engine.drafts import NO_DRAFT, Draft, Guess, Plan
 from specproxy.engine.loaded import LoadedDrafters
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import first_chain, is_chain
+from specproxy.sampling.sampler import Sampler
 
 Budget = Callable[[Sequence, int], int]
 """(sequence, wanted) -> nodes that it may draft now, at most ``wanted``, whatever the gain."""
@@ -173,7 +174,11 @@ class Drafting:
             n = int(batch.n[i])
             if n:
                 guess = Guess(batch.tokens[i, :n].tolist(), batch.parents[i, :n].tolist(), int(batch.bucket[i]))
-                found.setdefault(s.id, {})[drafter.name] = guess
+                if s.sampler.constrained and is_chain(guess.parents):
+                    # Cut already, so that the choice among guesses is by what of them can be drafted.
+                    guess = guess.cut(len(legal_nodes(s.sampler, guess.tokens, guess.parents, range(n))))
+                if guess.tokens:
+                    found.setdefault(s.id, {})[drafter.name] = guess
 
     def _candidates(self, s: Sequence, caps: dict[str, int], guesses: dict[str, Guess]) -> list[Candidate]:
         """Drafters that could serve this row now, in the order of its decision."""
@@ -234,8 +239,24 @@ class Drafting:
     def _shape(
         self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice, said: dict[str, Guess]
     ) -> Draft:
-        """A tree where trees are proven or the route allows numeric; else its preferred chain."""
-        if is_chain(parents) or self._may_branch(s):
+        """A tree where trees are proven or the route allows numeric, else its preferred chain; of either what a grammar
+        allows."""
+        kept = list(range(len(tokens))) if is_chain(parents) or self._may_branch(s) else first_chain(parents)
+        kept = legal_nodes(s.sampler, tokens, parents, kept)
+        if len(kept) == len(tokens):
             return Draft(tokens, parents, choice, said)
-        kept = first_chain(parents)
-        return Draft([tokens[i] for i in kept], list(range(-1, len(kept) - 1)), choice, said, kept)
+        places = {node: at for at, node in enumerate(kept)} | {ROOT: ROOT}
+        return Draft([tokens[i] for i in kept], [places[parents[i]] for i in kept], choice, said, kept)
+
+
+def legal_nodes(sampler: Sampler, tokens: Rows[int], parents: Rows[int], nodes: Rows[int]) -> list[int]:
+    """Those of ``nodes``, parents before children, that the grammar can reach: a draft is cut before the first token
+    that it does not have, and behind the end of the answer."""
+    if not sampler.constrained:
+        return list(nodes)
+    paths: dict[int, list[int]] = {ROOT: []}
+    for node in nodes:
+        path = paths.get(parents[node])
+        if path is not None and sampler.allows(path, tokens[node]):
+            paths[node] = [*path, tokens[node]]
+    return [node for node in paths if node != ROOT]

@@ -26,10 +26,11 @@ from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.sequence import Sequence
 from specproxy.engine.step import Step, prefill_step
 from specproxy.engine.turns import Turns
-from specproxy.engine.verify import add_rows, keep_path, sample_finite
+from specproxy.engine.verify import add_rows, keep_path, sample_finite, split
 from specproxy.errors import InvalidRequest
 from specproxy.kernels.walk import walk
 from specproxy.sampling.sampler import Row, Sampler, token_logprobs
+from specproxy.structured.grammars import Grammars
 from specproxy.vocabulary import Decision, Delta, Submission
 
 if TYPE_CHECKING:
@@ -47,15 +48,18 @@ class Engine:
         controller: Controller,
         vocab_size: int,
         clock: Callable[[], float],
+        grammars: Grammars,
         rounds: Rounds | None = None,
     ) -> None:
-        """``rounds``: where the target's path can be captured with drafts and all."""
+        """``grammars``: of the target's vocabulary. ``rounds``: where the target's path can be captured with drafts and
+        all."""
         self.runner = runner
         self.scheduler = scheduler
         self.drafting = drafting
         self.times = EngineTimes()
         self._controller = controller
         self._vocab = vocab_size
+        self.grammars = grammars
         self._clock = clock
         self._early: list[Delta] = []
         self._turns = Turns()
@@ -89,6 +93,7 @@ class Engine:
                 self._vocab,
                 self.runner.model.spec.eos_token_ids,
                 torch.device(self.runner.model.spec.device),
+                self.grammars.matcher(submission.params),
             )
         except InvalidRequest as error:
             self._early.append(Delta(submission.id, finish_reason="error", error=error.info()))
@@ -114,6 +119,7 @@ class Engine:
         """One prefill chunk or one decode step of everyone who can; the two take turns (``Turns``), so that neither
         waits for long."""
         deltas, self._early = self._early, []
+        self.scheduler.choose()
         if self.flying is not None and self.flying.aloft is not None:
             landed = self._fly_on(self.flying)
             self._turns.decoded(landed)
@@ -123,6 +129,9 @@ class Engine:
             sequence.stats.queued_s = now - sequence.arrival
         prompt = self.scheduler.next_prefill()
         decoding = self.scheduler.decoding()
+        if prompt is not None and not prompt.announced:
+            prompt.announced = True  # told before it is touched: should that be our end, it is known whose doing it was
+            return [*deltas, Delta(prompt.id)]
         if prompt is not None and self._turns.prompts_turn(decoding=bool(decoding)):
             return deltas + self._prefill(prompt)
         decoded = self._decode(decoding)
@@ -138,6 +147,7 @@ class Engine:
         end = min(base + rows, s.num_prompt)
         if not self.scheduler.reserve(s, end):
             return []
+        self.scheduler.began([s])
         began = self._clock()
         step = prefill_step(s.tokens, base, s.computed, end, s.table, self.runner.kv, rows, self.runner.rules.trim)
         if s.submission.params.prompt_logprobs is not None:
@@ -178,6 +188,7 @@ class Engine:
         sequences = self._with_pages(sequences)
         if not sequences:
             return []
+        self.scheduler.began(sequences)
         began = self._clock()
         self.runner.threads.enter(1)
         plan = self.drafting.plan(sequences, self._budget)
@@ -189,7 +200,7 @@ class Engine:
         for s in drafting:
             s.stats.device_s += (drafted - began) / len(drafting)
         deltas = []
-        for part, part_drafts in self._split(sequences, drafts):
+        for part, part_drafts in split(sequences, drafts, self.runner.rules.max_rows):
             deltas += self._verify(part, part_drafts)
         self.times.add("draft", drafted - began)
         return deltas
@@ -201,8 +212,8 @@ class Engine:
             return flying.go_on(self.drafting.plan(self.scheduler.decoding(), self._budget))
         deltas = flying.land()
         sequences = [] if self.scheduler.due else self._with_pages(self.scheduler.decoding())
-        if sequences:
-            flying.start(self.drafting.plan(sequences, self._budget))
+        if sequences and flying.start(self.drafting.plan(sequences, self._budget)):
+            self.scheduler.began(sequences)
         return deltas
 
     def add(self, drafter: Drafter) -> None:
@@ -242,20 +253,6 @@ class Engine:
             self.runner.model.spec.max_len - known - 1,
         )
         return self.scheduler.try_reserve(s, known + wanted) - known if wanted > 0 else 0
-
-    def _split(self, sequences: Rows[Sequence], drafts: Rows[Draft]) -> list[tuple[list[Sequence], list[Draft]]]:
-        """Cut the batch into steps of at most the widest proven width."""
-        limit, used = self.runner.rules.max_rows, 0
-        parts: list[tuple[list[Sequence], list[Draft]]] = []
-        for s, draft in zip(sequences, drafts, strict=True):
-            rows = min(len(s.pending), limit) + len(draft.tokens)
-            if not parts or used + rows > limit:
-                parts.append(([], []))
-                used = 0
-            parts[-1][0].append(s)
-            parts[-1][1].append(draft)
-            used += rows
-        return parts
 
     def _verify(self, sequences: Rows[Sequence], drafts: Rows[Draft]) -> list[Delta]:
         """One step of the target over all rows; the walk; what it committed."""

@@ -1,13 +1,16 @@
 """Who runs: admission, prefix sharing, pages, preemption. Plain bookkeeping; no tensor is touched here.
 
-Two classes of work: user, and background (audits, shadows), which runs only where no user's work can.
+Two classes of work: users', and background (shadows), which gives way: ``background.py`` says which steps it takes.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 
+from specproxy.engine.background import Background
 from specproxy.engine.pages import PagePool, page_hash
 from specproxy.engine.sequence import Sequence
 
@@ -16,7 +19,8 @@ class Scheduler:
     """Queues and page tables of all sequences.
 
     ``on_evict`` is called with a sequence whose KV is given up (preempted or ended), so that drafters forget theirs.
-    ``one_provenance``: pages of generated tokens may be shared like prompt pages.
+    ``one_provenance``: pages of generated tokens may be shared like prompt pages. ``clock``, in seconds: it
+    measures what background work takes of the time.
     """
 
     def __init__(
@@ -25,12 +29,14 @@ class Scheduler:
         max_sequences: int,
         one_provenance: bool,
         on_evict: Callable[[Sequence], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool = pool
         self._max_sequences = max_sequences
         self._one_provenance = one_provenance
         self._on_evict = on_evict
         self._waiting: dict[bool, deque[Sequence]] = {True: deque(), False: deque()}
+        self._behind = Background(clock)
         self.running: list[Sequence] = []
         self.preemptions = 0
         self.prefix_queries = 0
@@ -81,11 +87,12 @@ class Scheduler:
             self._waiting[sequence.user].remove(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Start waiting sequences while there is room; returns those that start for the first time."""
+        """Start waiting sequences while there is room, which background work makes for users; returns those that start
+        for the first time."""
         fresh = []
         for user in (True, False):
             queue = self._waiting[user]
-            while queue and len(self.running) < self._max_sequences and self._has_room(queue[0]):
+            while queue and self._make_room(queue[0]):
                 sequence = queue.popleft()
                 self.running.append(sequence)
                 if not sequence.started:
@@ -99,23 +106,44 @@ class Scheduler:
     def due(self) -> bool:
         """Whether a prompt waits that could be started or go on now."""
         queue = self._waiting[True] or self._waiting[False]
-        could_start = bool(queue) and len(self.running) < self._max_sequences and self._has_room(queue[0])
+        could_start = bool(queue) and (self._has_room(queue[0]) or bool(self._in_the_way(queue[0])))
         return could_start or self.next_prefill() is not None
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Whether its known tokens and one more fit, with a page to spare for everyone who runs."""
+        """Whether there is a place for it, and its known tokens and one more fit, with a page to spare for everyone who
+        runs."""
         needed = len(sequence.tokens) // self.pool.page_size + 1
-        return self.pool.available >= needed + len(self.running) or not self.running
+        fits = self.pool.available >= needed + len(self.running) or not self.running
+        return fits and len(self.running) < self._max_sequences
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Whether it may start, now that background work has gone that stood in a user's way."""
+        while not self._has_room(sequence):
+            others = self._in_the_way(sequence)
+            if not others:
+                return False
+            self.preempt(max(others, key=lambda s: s.arrival))
+        return True
+
+    def _in_the_way(self, sequence: Sequence) -> list[Sequence]:
+        """Who runs and has to give way to it."""
+        return [s for s in self.running if not s.user] if sequence.user else []
+
+    def choose(self) -> None:
+        """Decide whose step comes next, users' or background work's; it holds until this is called again."""
+        self._behind.choose(self.running)
+
+    def began(self, sequences: Rows[Sequence]) -> None:
+        """A step of these begins; the one before it is over."""
+        self._behind.began(sequences, self.running)
 
     def next_prefill(self) -> Sequence | None:
-        """The sequence whose prompt goes on: users first, in order of admission."""
-        waiting = [s for s in self.running if s.prefilling]
-        return next((s for s in waiting if s.user), waiting[0] if waiting and not self._user_work() else None)
+        """The sequence whose prompt goes on, in order of admission."""
+        return next((s for s in self._behind.group(self.running) if s.prefilling), None)
 
     def decoding(self) -> list[Sequence]:
         """Sequences that take part in the next decode step."""
-        ready = [s for s in self.running if not s.prefilling]
-        return [s for s in ready if s.user] or ([] if self._user_work() else ready)
+        return [s for s in self._behind.group(self.running) if not s.prefilling]
 
     def _user_work(self) -> bool:
         return any(s.user for s in self.running)

@@ -17,7 +17,8 @@ class Sequence:
     ``tokens``: prompt and committed output. ``computed``: how many of them have KV; the next token can be sampled when
     all but the last have. ``table``: pages of the KV. ``hashes``: prefix hashes of its full pages. ``arrival`` in
     seconds of the engine's clock. ``drafts`` has the drafter's view of the sequence, by
-    drafter name; ``begun`` the drafters that have seen its committed tokens.
+    drafter name; ``begun`` the drafters that have seen its committed tokens. ``announced``: whether the server was told
+    that work on it begins.
     """
 
     submission: Submission
@@ -29,6 +30,7 @@ class Sequence:
     table: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     started: bool = False
+    announced: bool = False
     drafts: dict[str, DraftRow] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
     counts: dict[str, DraftCounts] = field(default_factory=dict)

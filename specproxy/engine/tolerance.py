@@ -95,9 +95,9 @@ def drawn_otherwise(target: AuditTarget, bundle: AuditBundle, chunk: int) -> int
         stock, logits = StockPass(target.stock, ids, start - 1, length), []
         while not stock.done:
             logits.append(stock.step()[:, : target.vocab_size])
-        sampler = Sampler(
-            params, bundle.seed, bundle.choice, bundle.prompt, target.vocab_size, tuple(target.eos), device
-        )
+        grammar = None if target.grammars is None else target.grammars.matcher(params)
+        eos = tuple(target.eos)
+        sampler = Sampler(params, bundle.seed, bundle.choice, bundle.prompt, target.vocab_size, eos, device, grammar)
         rows = [Row(sampler, bundle.output[:i], start + i) for i in range(len(bundle.output))]
         drawn.append(sample_rows(torch.cat(logits), rows))
     return sum(one != other for one, other in zip(*drawn, strict=True))

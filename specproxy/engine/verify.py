@@ -17,6 +17,21 @@ NO_TOKEN = -1
 """Sampled where there are no finite logits: no draft carries it, so the walk ends there."""
 
 
+def split(sequences: Rows[Sequence], drafts: Rows[Draft], limit: int) -> list[tuple[list[Sequence], list[Draft]]]:
+    """Cut a batch into steps of at most ``limit`` rows."""
+    used = 0
+    parts: list[tuple[list[Sequence], list[Draft]]] = []
+    for s, draft in zip(sequences, drafts, strict=True):
+        rows = min(len(s.pending), limit) + len(draft.tokens)
+        if not parts or used + rows > limit:
+            parts.append(([], []))
+            used = 0
+        parts[-1][0].append(s)
+        parts[-1][1].append(draft)
+        used += rows
+    return parts
+
+
 def add_rows(step: Step, s: Sequence, draft: Draft, max_rows: int, page_size: int) -> list[Row]:
     """Put a sequence's rows into the step; returns what to sample at each of them. Of committed tokens without KV at
     most ``max_rows`` take part."""

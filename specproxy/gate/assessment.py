@@ -13,6 +13,7 @@ from functools import partial
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from specproxy.gate.evidence import Comparison, Evidence
 from specproxy.gate.rules import ALPHA, SUSPECT_ALPHA, Rules
@@ -30,7 +31,8 @@ class Finding(Struct, frozen=True, omit_defaults=True):
     """One metric in one place. ``estimate``: speed, cost and tails as ratio candidate to control, less 1; rates as
     difference; mismatches as share; with ``low`` and ``high`` at 95 % where it is a mean. ``suspect``: harm is likely,
     not proven. ``candidate`` and ``control``: observations of each arm (pairs count in both). ``mine`` and ``other``:
-    the value of the candidate and of the control, where it says more than their ratio."""
+    the value of the candidate and of the control, where it says more than their ratio. ``left_to_live``: a speed in
+    shadow that nobody can tell, as users work nearly always; live traffic alone has to prove it."""
 
     metric: str
     place: Place
@@ -43,6 +45,7 @@ class Finding(Struct, frozen=True, omit_defaults=True):
     control: int = 0
     mine: float | None = None
     other: float | None = None
+    left_to_live: bool = False
 
     def __str__(self) -> str:
         arms = ""
@@ -51,7 +54,8 @@ class Finding(Struct, frozen=True, omit_defaults=True):
             arms = f" {self.mine / scale:.2f}{unit} against {self.other / scale:.2f}{unit}"
         seen = "" if self.estimate is None else f" {self.estimate:+.2%}"
         between = "" if self.low is None or self.high is None else f" ({self.low:+.2%} to {self.high:+.2%})"
-        return f"{self.metric} ({self.place}){arms}{seen}{between}, n = {self.candidate}"
+        left = ", left to live traffic: users were there nearly always" if self.left_to_live else ""
+        return f"{self.metric} ({self.place}){arms}{seen}{between}, n = {self.candidate}{left}"
 
 
 class Assessment(Struct, frozen=True):
@@ -76,7 +80,8 @@ class Assessment(Struct, frozen=True):
         return tuple(finding for finding in self.failed() if finding.metric in (MISMATCHES, ENGINE_ERRORS))
 
     def lacking_for_canary(self) -> list[str]:
-        """What is not proven yet before users may be served: correctness, and the goal in shadow."""
+        """What is not proven yet before users may be served: correctness, and the goal in shadow, if that is not
+        left to live traffic."""
         return [*self._unproven(MISMATCHES, "audit"), *self._unproven(SPEED, "shadow")]
 
     def lacking_for_active(self, rules: Rules) -> list[str]:
@@ -91,7 +96,8 @@ class Assessment(Struct, frozen=True):
         return lacking
 
     def _unproven(self, metric: str, place: Place) -> list[str]:
-        return [str(finding) for finding in self.of(metric, place) if finding.verdict != "pass"]
+        open_ones = (f for f in self.of(metric, place) if f.verdict != "pass" and not f.left_to_live)
+        return [str(finding) for finding in open_ones]
 
 
 def assess(evidence: Evidence, rules: Rules) -> Assessment:
@@ -107,7 +113,9 @@ def _compare(seen: Comparison, place: Place, rules: Rules) -> Iterator[Finding]:
     """The findings of one place."""
     errors: Verdict = "fail" if seen.engine_errors else "pass" if seen.num_candidate else "absent"
     yield Finding(ENGINE_ERRORS, place, errors, candidate=seen.num_candidate, control=seen.num_control)
-    yield _mean_finding(SPEED, place, seen.speed, rules.least_log_gain, rules, higher_is_better=True)
+    speed = _mean_finding(SPEED, place, seen.speed, rules.least_log_gain, rules, higher_is_better=True)
+    left = speed.verdict in ("open", "absent") and seen.disturbed >= max(rules.min_samples, seen.speed.n + 1)
+    yield replace(speed, left_to_live=left)
     yield _mean_finding(COST, place, seen.cost, math.log1p(rules.cost_margin), rules, higher_is_better=False)
     for name, tail in seen.tails.items():
         verdict, suspect = _judge(rules, partial(tail.verdict, rules.pass_alpha))

@@ -40,8 +40,9 @@ class Comparison(Struct):
     per conversation, each candidate over control. ``tails`` and ``rates`` by metric, as the rules name them.
     ``candidate_work`` and ``control_work``: what explains a speed; no rule is about it.
 
-    In shadow both arms answer the same request. Live, a pair is two answers of the same stratum (queue depth, prompt
-    length) at about the same time, each used once: pairs then are independent, and load cancels out.
+    In shadow both arms answer the same request; ``disturbed`` pairs met users' work, which changes neither tokens nor
+    cost, and makes their times worthless. Live, a pair is two answers of the same stratum (queue depth, prompt length)
+    at about the same time, each used once: pairs then are independent, and load cancels out.
     """
 
     speed: Mean = field(default_factory=Mean)
@@ -53,6 +54,7 @@ class Comparison(Struct):
     engine_errors: int = 0
     candidate_work: Work = field(default_factory=Work)
     control_work: Work = field(default_factory=Work)
+    disturbed: int = 0
 
     def add_speeds(self, candidate: float, control: float) -> None:
         """Take in a pair of speeds in tokens per second, both above 0."""

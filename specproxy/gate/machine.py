@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from specproxy.gate.assessment import Assessment, Finding, assess
+from specproxy.gate.assessment import SPEED, Assessment, Finding, assess
 from specproxy.gate.evidence import Evidence
 from specproxy.gate.rules import Rules
 from specproxy.gate.states import GateState, Move, Phase
@@ -77,7 +77,11 @@ def _shadow(state: GateState, evidence: Evidence, assessment: Assessment, rules:
     if not lacking:
         step_from = evidence.live.num_candidate
         share = rules.canary[0]
-        return replace(_enter(state, "canary", now), step_from=step_from), f"proven in shadow: canary at {share:.3g}"
+        left = [finding for finding in assessment.of(SPEED, "shadow") if finding.left_to_live]
+        rest = f"; canary has to prove: {_list(left)}" if left else ""
+        return replace(
+            _enter(state, "canary", now), step_from=step_from
+        ), f"proven in shadow: canary at {share:.3g}{rest}"
     return _wait(state, lacking, rules, now)
 
 

@@ -18,7 +18,7 @@ ENGINE = "engine"
 
 AUTO = "auto"
 OFF = "off"
-_ORDER = {"prediction": 0, "suffix": 1, "ngram": 2}
+_ORDER = {"grammar": 0, "prediction": 1, "suffix": 2, "ngram": 3}
 """Drafters that cost next to nothing go first; every model-based type comes after them."""
 
 

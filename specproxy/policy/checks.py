@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from specproxy.config.yaml_reader import KeyPath, Problem
-from specproxy.policy.catalogue import AUTO, Catalogue, DrafterSpec
+from specproxy.policy.catalogue import AUTO, ENGINE, Catalogue, DrafterSpec
 from specproxy.policy.inherit import Effective, Range, as_names, k_range, speculation
 from specproxy.policy.reading import Findings, RouteSource, Source, did_you_mean
 
@@ -22,7 +22,9 @@ def check_settings(effective: Effective, catalogue: Catalogue, findings: Finding
     for path, message in itertools.chain(_names(effective, catalogue), _ranges(effective), _gate(effective)):
         findings.errors.append(effective.problem(path, message))
     for check in (
-        (_limits_of_drafters, _numerics, _nodes, _override, _inherited_off, _capture) if route is not None else ()
+        (_limits_of_drafters, _numerics, _nodes, _override, _inherited_off, _capture, _elsewhere)
+        if route is not None
+        else ()
     ):
         for path, message in check(effective, catalogue):
             own = effective.origin(*path).layer == "route"
@@ -67,8 +69,8 @@ def _gate(effective: Effective) -> Iterator[Fault]:
 
 
 def _specs(effective: Effective, catalogue: Catalogue) -> list[DrafterSpec]:
-    """The drafters that a route may use; none where it drafts nothing."""
-    if k_range(effective.settings).off:
+    """The drafters that a route may use; none where it drafts nothing, or where the engine never serves it."""
+    if k_range(effective.settings).off or ENGINE not in as_names(effective.settings.backend):
         return []
     names = as_names(speculation(effective.settings).drafters)
     return [spec for spec in catalogue.drafters if AUTO in names or spec.name in names]
@@ -146,6 +148,16 @@ def _capture(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
         yield ("capture",), "nothing is kept: the start configuration names no directory (serve --capture DIR)"
 
 
+def _elsewhere(effective: Effective, catalogue: Catalogue) -> Iterator[Fault]:
+    """Settings of the route's own that take effect in the engine alone, where the engine never serves it."""
+    if ENGINE in as_names(effective.settings.backend):
+        return
+    own = {leaf[0]: leaf for leaf, origin in effective.origins.items() if origin.layer == "route"}
+    for key in ("speculate", "exactness", "override", "audit", "shadow", "hold_out", "capture"):
+        if key in own:
+            yield own[key], f"says {key}, but only upstreams serve it: they speculate as they are set up themselves"
+
+
 def check_capture(source: Source, captures: bool, catalogue: Catalogue, findings: Findings) -> None:
     """Warn where a directory for captured answers is given, and no route fills it. ``captures``: a route does."""
     if catalogue.captures and not captures:
@@ -154,15 +166,15 @@ def check_capture(source: Source, captures: bool, catalogue: Catalogue, findings
 
 
 def check_set(source: Source, findings: Findings) -> None:
-    """Check what only the whole set shows: a catch-all, and upstreams, which wait for a later version."""
+    """Check what only the whole set shows: a catch-all, and where answers come from that we cannot vouch for."""
     if source.complete and not any(not route.match for route in source.routes):
         last = source.routes[-1].document.file if source.routes else str(source.directory)
         message = "no route takes every request; expected a last route without match, such as name: default"
         findings.errors.append(Problem(last, 0, "routes", message))
     layers = [] if source.defaults is None else [source.defaults]
     for layer in (*layers, *(route.layer for route in source.routes)):
-        if layer.mapping.get("backend", "engine") not in ("engine", ["engine"]):
-            message = "upstreams take effect with a later version; until then the engine serves"
+        if layer.mapping.get("backend", ENGINE) not in (ENGINE, [ENGINE]):
+            message = "what an upstream answers is outside the identity promise; x-specproxy-exactness says so"
             findings.notes.append(layer.document.problem((*layer.path, "backend"), message))
 
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from specproxy.errors import InvalidRequest
+from specproxy.policy.catalogue import ENGINE
 from specproxy.policy.conditions import failures
 from specproxy.policy.facts import OVERRIDE_HEADER, Facts
 from specproxy.policy.inherit import Origin, as_names, k_range, speculation
@@ -198,7 +199,9 @@ def _changes(
         yield f"header {OVERRIDE_HEADER}: off, auto or one of {names}, with ;k=N for k of {chosen.allowance.k}"
     elif not chosen.allowance.allowed:
         yield f"override: true on the route would let a request choose; it is {chosen.effective.origin('override')}"
-    if verdict is not None and not verdict.decision.drafters and not verdict.overridden:
+    if ENGINE not in as_names(chosen.effective.settings.backend):
+        yield f"engine among the backends: only there it drafts; backend is {chosen.effective.origin('backend')}"
+    elif verdict is not None and not verdict.decision.drafters and not verdict.overridden:
         off = chosen.allowance.k.off
         yield (
             f"a k above 0: it is {_k_origin(chosen)}" if off else "a drafter in the start configuration: there is none"

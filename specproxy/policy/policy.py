@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from specproxy.errors import InvalidRequest, PolicyError
-from specproxy.policy.catalogue import AUTO, Catalogue
+from specproxy.policy.catalogue import AUTO, ENGINE, Catalogue
 from specproxy.policy.checks import check_capture, check_set, check_settings, route_problems
 from specproxy.policy.conditions import Condition, MatchCompiler
 from specproxy.policy.facts import Facts
@@ -78,7 +78,8 @@ class CompiledRoute:
 
 
 class PolicySet:
-    """Immutable; a reload makes a new one. ``hash``: SHA-256 of the set. ``warnings``: one line each, as of loading."""
+    """Immutable; a reload makes a new one. ``hash``: SHA-256 of the set. ``counts_tokens``: its decisions may depend on
+    a prompt's length in tokens. ``warnings``: one line each, as of loading."""
 
     def __init__(
         self, directory: Path, routes: Sequence[CompiledRoute], catalogue: Catalogue, guard: RegexGuard
@@ -88,6 +89,7 @@ class PolicySet:
         self.routes = tuple(routes)
         self.catalogue = catalogue
         self.hash = set_hash([(route.name, route.decision.revision) for route in routes])
+        self.counts_tokens = any(_asks_prompt_tokens(route) for route in self.routes)
         self.warnings: tuple[str, ...] = ()
         self._guard = guard
 
@@ -153,6 +155,20 @@ class PolicySet:
         return Verdict(drafting, route.limits, overridden=True, capture=route.captures)
 
 
+def _asks_prompt_tokens(route: CompiledRoute) -> bool:
+    """Whether a condition or a limit of the route is about the prompt's length in tokens."""
+    waiting: list[object] = [route.source.match]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            if "prompt_tokens" in part:
+                return True
+            waiting.extend(part[key] for key in ("any", "all", "not") if key in part)
+        elif isinstance(part, list):
+            waiting.extend(part)
+    return route.limits.prompt_tokens is not None
+
+
 def check_limits(facts: Facts, limits: EffectiveLimits, route: str) -> None:
     """Refuse what is beyond ``limits``. Raises InvalidRequest; nothing is ever clamped."""
     for what, param, value, limit in (
@@ -171,8 +187,13 @@ def _compile(
     settings, k = effective.settings, k_range(effective.settings)
     spec = speculation(settings)
     auto = spec.drafters == AUTO
-    names = () if k.off else catalogue.drafter_names if auto else as_names(spec.drafters)
-    reason = f"speculation is off on route {source.name}" if k.off else None if names else "no drafter is loaded"
+    elsewhere = ENGINE not in as_names(settings.backend)
+    names = () if k.off or elsewhere else catalogue.drafter_names if auto else as_names(spec.drafters)
+    reason = None if names else "no drafter is loaded"
+    if elsewhere:
+        reason = f"route {source.name} goes to upstreams, which speculate as they are set up"
+    elif k.off:
+        reason = f"speculation is off on route {source.name}"
     plain = Decision(
         route=source.name,
         revision=route_revision(source, effective, names, catalogue),

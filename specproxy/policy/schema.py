@@ -68,7 +68,7 @@ class Audit(Closed):
 
 
 class Shadow(Closed):
-    """Share of requests to replay; share of device time; the header by which a client stays out."""
+    """Share of requests to replay; of device time beside users, 0: none; the header by which a client stays out."""
 
     fraction: Fraction = 0.1
     budget: Fraction = 0.05

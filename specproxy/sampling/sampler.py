@@ -1,9 +1,9 @@
 """The one sampler: which token follows, given the target's logits, the request's parameters and its seed.
 
-In this order, all float32: masks (padding of the vocabulary, min_tokens) → repetition, frequency, presence penalty →
-logit bias → ÷ temperature → top_k → top_p → min_p → + noise → argmax, ties to the lowest id. ``kernels/sample.py``
-defines everything from the temperature on, ``kernels/philox.py`` the noise. Verification and coupled drafting call the
-same code: they differ in whose logits they pass and in how many tokens they want.
+In this order, all float32: masks (padding of the vocabulary, grammar, min_tokens) → repetition, frequency, presence
+penalty → logit bias → ÷ temperature → top_k → top_p → min_p → + noise → argmax, ties to the lowest id.
+``kernels/sample.py`` defines everything from the temperature on, ``kernels/philox.py`` the noise. Verification and
+coupled drafting call the same code: they differ in whose logits they pass and in how many tokens they want.
 
 Rows are independent: each is computed by operations on its own logits alone.
 
@@ -23,8 +23,10 @@ import torch
 from specproxy.errors import BadLogits, InvalidRequest
 from specproxy.kernels.sample import Cut, Winners, first_in_order, winners, winners_host
 from specproxy.sampling.chances import chances
+from specproxy.sampling.edits import Edit, as_bools, edit_rows, enders
 from specproxy.sampling.history import Entries, History
 from specproxy.sampling.noise import Noise
+from specproxy.structured.grammars import Matcher
 from specproxy.vocabulary import SamplingParams, TokenLogprob
 
 
@@ -45,11 +47,16 @@ class Sampler:
         vocab_size: int,
         model_eos: Sequence[int],
         device: torch.device,
+        grammar: Matcher | None = None,
     ) -> None:
         """``seed``: 64 bits. ``choice``: index of this answer within its prompt. ``device``: where the logits are.
+        ``grammar``: that of ``params``, at its beginning.
 
-        Raises InvalidRequest where a biased id is not in the vocabulary, or min_tokens leaves no token to choose.
+        Raises InvalidRequest where a biased id is not in the vocabulary, min_tokens leaves no token to choose, or the
+        parameters' grammar is not given.
         """
+        if bool(params.grammar) != (grammar is not None):
+            raise InvalidRequest("this answer has a grammar, and nothing here follows it", param="response_format")
         self.params = params
         self.seed = seed
         self.choice = choice
@@ -61,16 +68,19 @@ class Sampler:
         if not all(0 <= token < vocab_size for token in params.logit_bias):
             raise InvalidRequest(f"logit_bias: ids must be from 0 to {vocab_size - 1}", param="logit_bias")
         self._history = History(params, prompt, vocab_size)
-        self._enders = _enders(params, model_eos, vocab_size)
-        self.edits = self._history.active or bool(len(self._enders))
+        self._enders = enders(params, model_eos, vocab_size)
+        self._grammar = grammar
+        self.edits = self._history.active or bool(len(self._enders)) or grammar is not None
         self.plain_greedy = self.noise is None and not self.edits
-        self.needs_history = self._history.penalises or bool(len(self._enders))
+        self.needs_history = self._history.penalises or bool(len(self._enders)) or grammar is not None
 
     def advance(self, tokens: Sequence[int]) -> None:
         """These tokens are committed."""
         self.num_output += len(tokens)
         if self._history.penalises:
             self._history.push(tokens)
+        if self._grammar is not None:
+            self._grammar.advance(tokens)
         if self.noise is not None:
             self.noise.forget_before(self._num_prompt + self.num_output)
 
@@ -79,6 +89,8 @@ class Sampler:
         self.num_output -= n
         if self._history.penalises:
             self._history.pop(n)
+        if self._grammar is not None:
+            self._grammar.rollback(n)
 
     def fork(self) -> Sampler:
         """An independent copy with the same noise."""
@@ -89,23 +101,43 @@ class Sampler:
         nothing applies, else a copy."""
         if not self.edits:
             return x
-        masked, entries = self.edit(path, len(x))
-        if not len(masked) and not len(entries.ids):
+        masked, allowed, entries = self.edit(path, len(x))
+        if not len(masked) and not len(entries.ids) and allowed is None:
             return x
         x = x.copy()
         x[masked] = -np.inf
+        if allowed is not None:
+            x[~as_bools(allowed, len(x))] = -np.inf
         x[entries.ids] = self.changed(entries, x[entries.ids])
         return x
 
-    def edit(self, path: Sequence[int], width: int) -> tuple[np.ndarray, Entries]:
-        """Of a row of ``width`` logits at the node that ``path`` leads to: ids that are masked, and those that
-        penalties and bias change."""
+    def edit(self, path: Sequence[int], width: int) -> Edit:
+        """What a row of ``width`` logits undergoes at the node that ``path`` leads to."""
         if self._history.penalises:
             self._history.push(path)
         entries = self._history.entries(width)
         if self._history.penalises:
             self._history.pop(len(path))
-        return self._masked(len(path), width), entries
+        allowed = None if self._grammar is None else self._grammar.allowed(path)
+        return Edit(self._masked(len(path), width), allowed, entries)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar says what may follow."""
+        return self._grammar is not None
+
+    def allows(self, path: Sequence[int], token: int) -> bool:
+        """Whether the grammar has ``token`` behind ``path``: a draft ends before one that it has not."""
+        return self._grammar is None or self._grammar.allows(path, token)
+
+    def forced(self, limit: int) -> list[int]:
+        """Tokens that the grammar leaves no choice about, in the usual spelling: a good guess, no certainty."""
+        return [] if self._grammar is None else self._grammar.forced(limit)
+
+    @property
+    def fault(self) -> str:
+        """Why no token can be sampled, whatever the logits; empty where one can."""
+        return "" if self._grammar is None else self._grammar.fault
 
     def changed(self, entries: Entries, values: np.ndarray) -> np.ndarray:
         """What the logits ``values`` float32 of ``entries.ids`` become."""
@@ -115,10 +147,12 @@ class Sampler:
         """Probabilities [W] float64 of the token behind ``path``, from logits[W], W at most V: all but the noise."""
         return chances(self.process(logits.detach()[: self.vocab_size].float().cpu().numpy(), path), self.cut)
 
-    def lowest_allowed(self, path: Sequence[int]) -> int:
-        """The token where every id that is not masked has logit -inf."""
-        masked = set(self._masked(len(path), self.vocab_size).tolist())
-        return next(token for token in range(self.vocab_size) if token not in masked)
+    def lowest_allowed(self, path: Sequence[int]) -> int | None:
+        """The token where every id that is not masked has logit -inf; ``None`` where all are masked."""
+        masked, allowed, _ = self.edit(path, self.vocab_size)
+        free = np.ones(self.vocab_size, np.bool_) if allowed is None else as_bools(allowed, self.vocab_size)
+        free[masked] = False
+        return int(free.argmax()) if free.any() else None
 
     def _masked(self, depth: int, width: int) -> np.ndarray:
         """Ids below ``width`` that min_tokens masks ``depth`` tokens after the committed ones."""
@@ -193,7 +227,8 @@ def _winners(logits: torch.Tensor, rows: Sequence[Row], count: int, *, coupled: 
         found = _winners_on_device(_float_rows(logits, rows), rows, count, coupled)
     for row, best in zip(rows, found, strict=True):
         if best.scores[0] == -math.inf:
-            best.ids[0] = row.sampler.lowest_allowed(row.path)
+            lowest = row.sampler.lowest_allowed(row.path)
+            best.ids[0], best.scores[0] = (0, math.nan) if lowest is None else (lowest, -math.inf)
     return found
 
 
@@ -205,26 +240,6 @@ def _drawn(logits: torch.Tensor, rows: Sequence[Row], count: int) -> list[Winner
         logits = _float_rows(logits, rows).clone()
         edit_rows(logits, rows)
     return winners_of(logits, rows, count)
-
-
-def edit_rows(x: torch.Tensor, rows: Sequence[Row]) -> None:
-    """Masks, penalties and bias on logits x[N, W] float32 on any device, in place.
-
-    Only the logits that they change visit the host, all rows' together: some hundred numbers instead of whole rows.
-    """
-    width = x.shape[1]
-    edits = [(i, row.sampler, *row.sampler.edit(row.path, width)) for i, row in enumerate(rows) if row.sampler.edits]
-    masked = np.concatenate([ids + i * width for i, _, ids, _ in edits])
-    touched = np.concatenate([entries.ids + i * width for i, _, _, entries in edits])
-    flat = x.view(-1)
-    if len(touched):
-        at = torch.from_numpy(touched).to(x.device)
-        values = flat.index_select(0, at).cpu().numpy()
-        parts = np.split(values, np.cumsum([len(entries.ids) for *_, entries in edits])[:-1])
-        changed = [sampler.changed(entries, part) for (_, sampler, _, entries), part in zip(edits, parts, strict=True)]
-        flat.index_copy_(0, at, torch.from_numpy(np.concatenate(changed)).to(x.device))
-    if len(masked):  # behind the penalties: none of them makes -inf finite
-        flat.index_fill_(0, torch.from_numpy(masked).to(x.device), -math.inf)
 
 
 def _winners_on_host(x: np.ndarray, row: Row, count: int, coupled: bool = True) -> Winners:
@@ -279,14 +294,3 @@ def _logprob(x: np.ndarray, token: int, top: int, vocab_size: int | None) -> Tok
     known = x[:vocab_size]
     best = first_in_order(known, min(top, len(known))).tolist()
     return TokenLogprob(token, float(x[token]) - norm, [(i, float(x[i]) - norm) for i in best])
-
-
-def _enders(params: SamplingParams, model_eos: Sequence[int], vocab_size: int) -> np.ndarray:
-    """Ascending ids that would end the answer, where min_tokens may forbid them."""
-    if params.min_tokens <= 0:
-        return np.zeros(0, np.int64)
-    ids = {*params.stop_token_ids, *(() if params.ignore_eos else model_eos)}
-    enders = sorted(token for token in ids if 0 <= token < vocab_size)
-    if len(enders) == vocab_size:
-        raise InvalidRequest("min_tokens: stop_token_ids leave no token to choose", param="stop_token_ids")
-    return np.array(enders, np.int64)

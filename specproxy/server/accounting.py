@@ -93,7 +93,10 @@ class Account:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens per second after the first one of each choice; ``None`` where there are none."""
+        """Tokens per second after the first one of each choice; ``None`` where there are none, or where an upstream
+        only said how many there were."""
+        if not self._last:
+            return None
         after_first = self.record.completion_tokens - len(self._last)
         if after_first <= 0 or (span := max(self._last.values()) - self._first_at) <= 0:
             return None

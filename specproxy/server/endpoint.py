@@ -1,22 +1,35 @@
-"""The two endpoints that generate: read, parse, decide, admit, run, answer."""
+"""The two endpoints that generate: read, parse, decide, admit, run, answer; or let an upstream answer."""
 
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 from aiohttp import web
 
-from specproxy.errors import RequestError, TimedOut
-from specproxy.server.api import ApiContext, ParsedRequest, error_event, parse_chat, parse_completion
+from specproxy.errors import EngineUnavailable, QueueFull, RequestError, TimedOut
+from specproxy.policy.catalogue import ENGINE
+from specproxy.server.admission import Ticket
+from specproxy.server.api import (
+    ApiContext,
+    ParsedRequest,
+    error_event,
+    parse_chat,
+    parse_completion,
+    wants_format,
+)
+from specproxy.server.api.body import decode_object
 from specproxy.server.body import read_body
 from specproxy.server.events import KEEP_ALIVE, EventStream
 from specproxy.server.faults import unexpected
 from specproxy.server.generation import Generation
-from specproxy.server.job import Job, Origin, plan
-from specproxy.server.state import ACCOUNT, DECIDED, KEY_ID, REQUEST_ID, STATE, State
+from specproxy.server.job import Job, decide, origin_of, plan
+from specproxy.server.passthrough import FORWARDING, Failed, Forwarding, Passing, backend_headers
+from specproxy.server.state import ACCOUNT, DECIDED, REQUEST_ID, STATE, Served, State
+from specproxy.upstream.chain import Link
 
 Parser = Callable[[bytes, ApiContext], ParsedRequest]
 
@@ -33,28 +46,53 @@ class Endpoint:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
-        state = request.app[STATE]
+        state, forwarding = request.app[STATE], request.app[FORWARDING]
         served = state.need_served()
+        if forwarding.upstreams:
+            return await self._by_backends(request, state, served)
         with state.admission.enter() as ticket:
-            body = await read_body(request, state.config.server.max_body_mb * 2**20, state.config.server.body_timeout_s)
-            request[ACCOUNT].body("in", body)
+            body = await _body(request, state)
             parsed = await self._parsed(body, served.context)
-            state.log_unknown(parsed.unknown)
-            origin = Origin(dict(request.headers), request[KEY_ID], uuid.uuid4().hex)
-            job = plan(state, served, parsed, request[ACCOUNT], origin)
-            request[DECIDED] = job.headers
-            ticket.grow_to(len(job.submissions))
-            try:
-                response = await (stream if parsed.stream else whole)(request, state, job)
-                job.keep()
-                return response
-            finally:
-                job.book()
+            origin = origin_of(request)
+            decided = decide(state, parsed.path, origin, parsed.body, parsed.prompt_tokens)
+            job = plan(state, served, parsed, request[ACCOUNT], origin, decided)
+            return await _generate(request, parsed, job, ticket)
+
+    async def _by_backends(self, request: web.Request, state: State, served: Served) -> web.StreamResponse:
+        """Read and decide before anything is parsed as the engine needs it: an upstream may take more, or other models.
+        Then the route's backends are asked in order."""
+        origin = origin_of(request)
+        with _reading(state, request.app[FORWARDING]):
+            body = await _body(request, state)
+            given = decode_object(body)
+            tokens = await self._count(body, served.context) if _asks_tokens(state) else None
+            decided = decide(state, request.path, origin, given, tokens)
+
+        async def engine(more: bool, failed: Failed) -> web.StreamResponse:
+            if more and not state.backend.ready:
+                raise EngineUnavailable(state.backend.problem or f"the engine is {state.backend.state}")
+            with state.admission.enter() as ticket:
+                parsed = await self._parsed(body, state.need_served().context)
+                job = plan(state, state.need_served(), parsed, request[ACCOUNT], origin, decided)
+                job.headers |= backend_headers(ENGINE, failed)
+                return await _generate(request, parsed, job, ticket)
+
+        passing = Passing(request, body, given, decided)
+        names = decided.verdict.decision.backends
+        return await passing.walk([Link(ENGINE, engine) if name == ENGINE else passing.link(name) for name in names])
 
     async def _parsed(self, body: bytes, context: ApiContext) -> ParsedRequest:
-        if len(body) <= THREAD_ABOVE_BYTES:
+        if len(body) <= THREAD_ABOVE_BYTES and not wants_format(body):
             return self._parse(body, context)
         return await asyncio.to_thread(self._parse, body, context)
+
+    async def _count(self, body: bytes, context: ApiContext) -> int | None:
+        """The prompt's length in tokens of the engine's model, also where it holds fewer; ``None`` for a request
+        that the engine cannot read, such as one for another model."""
+        try:
+            return (await self._parsed(body, replace(context, max_model_len=sys.maxsize))).prompt_tokens
+        except RequestError:
+            return None
 
 
 def chat() -> Endpoint:
@@ -65,6 +103,44 @@ def chat() -> Endpoint:
 def completions() -> Endpoint:
     """``POST /v1/completions``."""
     return Endpoint(parse_completion)
+
+
+async def _generate(request: web.Request, parsed: ParsedRequest, job: Job, ticket: Ticket) -> web.StreamResponse:
+    """Have the engine work on a request."""
+    state = request.app[STATE]
+    state.log_unknown(parsed.unknown)
+    request[DECIDED] = job.headers
+    ticket.grow_to(len(job.submissions))
+    try:
+        response = await (stream if parsed.stream else whole)(request, state, job)
+        job.keep()
+        return response
+    finally:
+        job.book()
+
+
+async def _body(request: web.Request, state: State) -> bytes:
+    config = state.config.server
+    body = await read_body(request, config.max_body_mb * 2**20, config.body_timeout_s)
+    request[ACCOUNT].body("in", body)
+    return body
+
+
+@contextmanager
+def _reading(state: State, forwarding: Forwarding) -> Iterator[None]:
+    """A place while a body is read: in the engine's queue, or, where that is full, one of those for upstreams."""
+    try:
+        ticket = state.admission.enter()
+    except QueueFull:
+        ticket = forwarding.admission.enter()
+    with ticket:
+        yield
+
+
+def _asks_tokens(state: State) -> bool:
+    """Whether what serves, or is on its way, decides by the prompt's length."""
+    book = state.gate.book
+    return book.serving.counts_tokens or (book.change is not None and book.change.policies.counts_tokens)
 
 
 async def whole(request: web.Request, state: State, job: Job) -> web.StreamResponse:

@@ -9,7 +9,8 @@ from specproxy.backend import Deliver
 from specproxy.vocabulary import Delta, Submission
 
 MAX_BARREN_DEATHS = 2
-"""Engine deaths, with no token in between, after which a sequence is taken for their cause and not tried again."""
+"""Engines that may die after they began to work on a sequence and before it got a token; then it is taken for the cause
+and not tried again. One that only waited is no suspect."""
 
 
 def merge(first: Delta, second: Delta) -> Delta:
@@ -26,6 +27,11 @@ def merge(first: Delta, second: Delta) -> Delta:
     return first
 
 
+def is_empty(delta: Delta) -> bool:
+    """Whether it says nothing but that work begins."""
+    return not (delta.tokens or is_last(delta) or delta.prompt_logprobs is not None or delta.stats is not None)
+
+
 def is_last(delta: Delta) -> bool:
     """Whether nothing of this sequence follows."""
     return delta.finish_reason is not None or delta.error is not None
@@ -37,7 +43,7 @@ class Flight:
     ``received`` grows with every delta, so that another engine process can go on where the last one stopped.
     """
 
-    __slots__ = ("_deaths", "_deliver", "_prompt_logprobs_came", "finishing", "received", "submission")
+    __slots__ = ("_begun", "_deaths", "_deliver", "_prompt_logprobs_came", "finishing", "received", "submission")
 
     def __init__(self, submission: Submission, deliver: Deliver) -> None:
         self.submission = submission
@@ -46,9 +52,13 @@ class Flight:
         self._deliver = deliver
         self._prompt_logprobs_came = False
         self._deaths = 0
+        self._begun = False
 
     def push(self, delta: Delta) -> None:
-        """Take in a delta from the engine, and hand it on."""
+        """Take in a delta from the engine, and hand on what it says of the answer."""
+        self._begun = True
+        if is_empty(delta):
+            return
         if delta.tokens:
             self.received.extend(delta.tokens)
             self._deaths = 0
@@ -60,7 +70,8 @@ class Flight:
 
     def died(self) -> bool:
         """The engine died with this sequence in flight; returns whether to submit it again."""
-        self._deaths += 1
+        self._deaths += self._begun
+        self._begun = False
         if self._deaths < MAX_BARREN_DEATHS:
             return True
         structlog.get_logger().error(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aiohttp import web
+
 from specproxy.backend import Backend
-from specproxy.errors import InvalidRequest
-from specproxy.policy.facts import extract_facts
+from specproxy.policy.facts import Facts, extract_facts
 from specproxy.policy.policy import Verdict
 from specproxy.server.accounting import Account
 from specproxy.server.api import Answer, AnswerMeta, ParsedRequest, draw_seed
@@ -18,8 +20,8 @@ from specproxy.server.disclosure import decision_headers, exactness_of, what_hap
 from specproxy.server.flight import is_last
 from specproxy.server.gating.watch import Watch
 from specproxy.server.generation import Generation
-from specproxy.server.state import Served, State
-from specproxy.vocabulary import Decision, Delta, SequenceStats, Submission
+from specproxy.server.state import KEY_ID, Served, State
+from specproxy.vocabulary import Delta, SequenceStats, Submission
 
 _ID_PREFIX = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
@@ -66,6 +68,7 @@ class Job:
         record = self.account.record
         record.finish_reasons = list(self.answer.finish_reasons)
         record.completion_tokens = self.answer.completion_tokens
+        record.structured = list(self.answer.verdicts)
         return self.answer.finish(self.disclose())
 
     def book(self) -> None:
@@ -94,20 +97,40 @@ class Origin:
     serial: str
 
 
-def plan(state: State, served: Served, parsed: ParsedRequest, account: Account, origin: Origin) -> Job:
-    """Let the policy decide, and prepare everything that follows from it.
+def origin_of(request: web.Request) -> Origin:
+    """What the connection of a request says, and a serial of ours."""
+    return Origin(dict(request.headers), request[KEY_ID], uuid.uuid4().hex)
 
-    Raises InvalidRequest where a limit of the route is exceeded, or an override is not allowed.
-    """
+
+@dataclass(frozen=True)
+class Decided:
+    """A request's facts, and what the policy says of them."""
+
+    facts: Facts
+    verdict: Verdict
+
+
+def decide(
+    state: State, path: str, origin: Origin, body: Mapping[str, Any], prompt_tokens: int | None = None
+) -> Decided:
+    """Let the policy decide. Raises InvalidRequest where a limit of the route is exceeded, or an override is not
+    allowed."""
     facts = extract_facts(
-        parsed.path,
+        path,
         origin.headers,
-        parsed.body,
+        body,
         api_key=origin.key_id,
-        prompt_tokens=parsed.prompt_tokens,
+        prompt_tokens=prompt_tokens,
         load=state.admission.depth,
     )
-    verdict: Verdict = state.gate.decide(facts)
+    return Decided(facts, state.gate.decide(facts))
+
+
+def plan(
+    state: State, served: Served, parsed: ParsedRequest, account: Account, origin: Origin, decided: Decided
+) -> Job:
+    """Prepare everything that follows from what was decided."""
+    facts, verdict = decided.facts, decided.verdict
     decision = verdict.decision
     hello = served.hello
     seed = parsed.seed if parsed.seed is not None else draw_seed()
@@ -121,7 +144,7 @@ def plan(state: State, served: Served, parsed: ParsedRequest, account: Account, 
     )
     capture = None if OPT_OUT in facts.headers else state.captures.of(verdict.capture)
     return Job(
-        backend=_backend(state, decision),
+        backend=state.backend,
         submissions=submissions,
         answer=parsed.answer(AnswerMeta(identity, int(time.time()), served.fingerprint)),
         account=account,
@@ -130,15 +153,4 @@ def plan(state: State, served: Served, parsed: ParsedRequest, account: Account, 
         watch=state.gate.watch(facts, submissions, parsed.stop, hello, account),
         capture=capture,
         transcript=None if capture is None else Transcript(parsed, submissions, served.fingerprint),
-    )
-
-
-def _backend(state: State, decision: Decision) -> Backend:
-    """The first backend of the decision that can be used. Upstreams are declared but not driven yet."""
-    if state.backend.name in decision.backends:
-        return state.backend
-    raise InvalidRequest(
-        f'route "{decision.route}" sends this request to upstream "{decision.backends[0]}", and this version of '
-        "specproxy does not forward to upstreams yet; add engine to the route's backend",
-        code="backend_not_supported",
     )

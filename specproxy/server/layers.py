@@ -1,4 +1,4 @@
-"""The layers around every handler, one concern each. Order: identify, account, faults, drain, authorise."""
+"""The layers around every handler, one concern each. Order: identify, account, faults, drain, authorise, limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiohttp import web
 from specproxy.errors import Draining, RequestError, Unauthenticated
 from specproxy.server.accounting import CLIENT_CLOSED, Account
 from specproxy.server.faults import error_response, from_http, unexpected
-from specproxy.server.state import ACCOUNT, DECIDED, KEY_ID, REQUEST_ID, STATE
+from specproxy.server.state import ACCOUNT, DECIDED, KEY_ID, PASS, REQUEST_ID, STATE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -36,6 +36,8 @@ async def disclose(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["x-request-id"] = request[REQUEST_ID]
     if DECIDED in request:
         response.headers.update(request[DECIDED])
+    if PASS in request:
+        response.headers.update(request[PASS].headers())
 
 
 @web.middleware
@@ -105,4 +107,21 @@ async def authorise(request: web.Request, handler: Handler) -> web.StreamRespons
     return await handler(request)
 
 
-ONION = (identify, account, faults, drain, authorise)
+@web.middleware
+async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A key that has limits keeps to them, whatever it asks for; what its answers took is counted when they end."""
+    quotas, key_id = request.app[STATE].quotas, request[KEY_ID]
+    if not quotas.bind(key_id) or request.method != "POST":
+        return await handler(request)
+    if (books := request.get(ACCOUNT)) is not None:
+        books.record.key_id = key_id
+    request[PASS] = quotas.look(key_id)
+    with request[PASS] as used:
+        try:
+            return await handler(request)
+        finally:
+            if books is not None:
+                used.tokens = books.record.prompt_tokens + books.record.completion_tokens
+
+
+ONION = (identify, account, faults, drain, authorise, limit)

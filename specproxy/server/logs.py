@@ -1,4 +1,8 @@
-"""Logging: one line per event on standard error, for people or as JSON. Bodies and keys are never in it."""
+"""Logging: one line per event on standard error, for people or as JSON.
+
+Bodies and keys are never in it, and so no tracebacks with the values of local variables, as structlog has them by
+default; ``log.bodies`` is what asks for bodies.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +42,12 @@ def configure_logs(config: LogConfig, stream: TextIO | None = None) -> None:
 def _renderers(config: LogConfig, stream: TextIO) -> list[structlog.typing.Processor]:
     if config.format == "json":
         return [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(serializer=_to_json),
         ]
-    console = structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24)
+    console = structlog.dev.ConsoleRenderer(
+        colors=stream.isatty(), pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
+    )
     if not stream.isatty():
         return [console]
 

@@ -37,9 +37,12 @@ from specproxy.server.launch import Launch
 from specproxy.server.logs import configure_logs, engine_line
 from specproxy.server.metrics import SHORT_REVISION, Metrics
 from specproxy.server.model_folder import fetched_folder, local_folder
+from specproxy.server.passthrough import Forwarding
 from specproxy.server.state import Served, State
 from specproxy.server.supervisor import Supervisor
+from specproxy.server.upstream_metrics import UpstreamStates
 from specproxy.server.watchdog import Watchdog
+from specproxy.upstream.pool import Upstreams
 from specproxy.wire.frames import Hello, Stats
 
 _TICK_S = 0.1
@@ -94,6 +97,8 @@ class Server:
             captures=Captures(config.capture, metrics),
             gate=gate,
         )
+        self._forwarding = Forwarding.to(Upstreams(config.upstreams, os.environ, metrics.upstreams))
+        metrics.registry.register(UpstreamStates(self._forwarding.upstreams))
         metrics.queue_limit.set(config.server.max_queue)
         backend.observers += [metrics, gate, self]
         backend.on_drafters = self._hello_changed
@@ -114,7 +119,9 @@ class Server:
             supervision = asyncio.create_task(self._supervisor.run())
             stack.push_async_callback(_cancelled, supervision)
             stack.push_async_callback(backend.close)
-            runner = await listen(build_app(state), self._launch.listener)
+            self._forwarding.upstreams.watch()
+            stack.push_async_callback(self._forwarding.upstreams.close)
+            runner = await listen(build_app(state, self._forwarding), self._launch.listener)
             stack.push_async_callback(runner.cleanup)
             structlog.get_logger().info("listening", url=self._launch.url)
             if not await self._load():
@@ -172,19 +179,30 @@ class Server:
 
     async def _drain(self) -> None:
         """Let answers end, up to drain_s seconds; cut what is left then."""
-        state = self._state
+        state, running = self._state, self._forwarding.running
         state.draining = True
         log = structlog.get_logger()
-        log.info("draining", in_flight=state.admission.depth, limit_s=self._launch.config.server.drain_s)
+        log.info("draining", in_flight=self._in_flight, limit_s=self._launch.config.server.drain_s)
         self._stopping.clear()
-        await _first_of(
-            state.admission.wait_idle(), self._stopping.wait(), timeout_s=self._launch.config.server.drain_s
-        )
-        if state.admission.depth:
-            log.warning("cut off by the end of the drain", in_flight=state.admission.depth)
+        await _first_of(self._idle(), self._stopping.wait(), timeout_s=self._launch.config.server.drain_s)
+        if self._in_flight:
+            log.warning("cut off by the end of the drain", in_flight=self._in_flight)
+            gone = Draining("the server is shutting down")
             for generation in list(state.active):
-                generation.fail(Draining("the server is shutting down"))
+                generation.fail(gone)
+            for exchange in list(running):
+                exchange.fail(gone)
             await asyncio.sleep(_TICK_S)
+
+    @property
+    def _in_flight(self) -> int:
+        return self._state.admission.depth + self._forwarding.admission.depth
+
+    async def _idle(self) -> None:
+        """Until nothing is in flight; a request may go over from the engine to an upstream, or back."""
+        while self._in_flight:
+            await self._state.admission.wait_idle()
+            await self._forwarding.admission.wait_idle()
 
     def engine_ready(self, hello: Hello) -> None:
         """A later process may report other numerics; policies may only name what is loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from specproxy.server.upstream_metrics import UpstreamMetrics
 from specproxy.server.vllm_names import VllmNames, aliases
 from specproxy.vocabulary import RequestRecord
 from specproxy.wire.frames import Hello, Stats
@@ -42,6 +43,7 @@ class Metrics:
 
         self.requests = counter("requests", "Requests answered, by HTTP status.", (*WHERE, "status"))
         self.endings = counter("endings", "Answers ended, by finish reason.", (*WHERE, "finish_reason"))
+        self.structured = counter("structured_answers", "Answers to a schema, by verdict.", ("route", "verdict"))
         self.first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", _FIRST_S)
         self.per_token = histogram("inter_token_latency_seconds", "Time per token after the first.", _TOKEN_S)
         self.duration = histogram("request_duration_seconds", "Arrival to end of the answer.", _WHOLE_S)
@@ -84,6 +86,7 @@ class Metrics:
         self.share = gauge("gate_share", "Share of conversations that a revision serves.", ("route", "policy"))
         self.killed = gauge("speculation_killed", "1 where a kill switch is on.", ("route", "drafter"))
         self.speedup = gauge("speedup_ratio", "Speed now over that of the plain hold-out.", ("route",))
+        self.upstreams = UpstreamMetrics(registry)
         self._totals: dict[str, int] = {}
 
     def add_vllm_names(self, model: str) -> None:
@@ -129,6 +132,13 @@ class Metrics:
         for kind, seconds in stats.step_s:
             self.step.labels(kind).observe(seconds)
 
+    def passed_through(self, record: RequestRecord, allowed: str) -> None:
+        """An upstream answered: book what the engine's tokens would have told as they came."""
+        where = (record.route, allowed, record.revision[:SHORT_REVISION])
+        self.generation_tokens.labels(*where).inc(record.completion_tokens)
+        if record.ttft_s is not None:
+            self.first_token.labels(*where).observe(record.ttft_s)
+
     def request_ended(self, record: RequestRecord, allowed: str) -> None:
         """Book a request's record. ``allowed``: the drafters that it might have used."""
         where = (record.route, allowed, record.revision[:SHORT_REVISION])
@@ -138,6 +148,8 @@ class Metrics:
             return
         for reason in record.finish_reasons:
             self.endings.labels(*where, reason).inc()
+        for verdict in record.structured:
+            self.structured.labels(record.route, verdict).inc()
         self.prompt_tokens.labels(*where).inc(record.prompt_tokens)
         self.cached_tokens.labels(*where).inc(record.cached_tokens)
         self.queued.labels(*where).observe(record.queued_s)

@@ -21,6 +21,7 @@ from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.gating.gate import Gate
 from specproxy.server.generation import Generation
 from specproxy.server.metrics import Metrics
+from specproxy.server.quotas import Pass, Quotas
 from specproxy.wire.frames import Hello
 
 MAX_UNKNOWN_FIELDS = 256
@@ -46,7 +47,8 @@ class Served:
 class State:
     """The application's parts. ``served`` is ``None`` while the model loads; ``active`` is what a drain waits for;
     ``captures`` keeps answers of routes that say so; ``gate`` decides, and moves what the policy files change;
-    ``admin`` is where operators are answered, as ``--admin`` takes it."""
+    ``admin`` is where operators are answered, as ``--admin`` takes it; ``quotas``: what keys with limits may still
+    use."""
 
     config: StartConfig
     keys: KeyRing
@@ -59,8 +61,12 @@ class State:
     served: Served | None = None
     draining: bool = False
     admin: str | None = None
+    quotas: Quotas = field(init=False)
     active: set[Generation] = field(default_factory=set)
     unknown_fields: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.quotas = Quotas(self.keys.limits)
 
     def need_served(self) -> Served:
         """What is served. Raises EngineUnavailable while it loads."""
@@ -79,6 +85,8 @@ class State:
 STATE: web.AppKey[State] = web.AppKey("state", State)
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 KEY_ID: web.RequestKey[str] = web.RequestKey("key_id", str)
+PASS: web.RequestKey[Pass] = web.RequestKey("pass", Pass)
+"""What a key with limits may still use; its headers go out with whatever the answer becomes."""
 ACCOUNT: web.RequestKey[Account] = web.RequestKey("account", Account)
 DECIDED: web.RequestKey[dict[str, str]] = web.RequestKey("decided", dict)
 """Headers that say what the policy decided; they go out with whatever the answer becomes."""

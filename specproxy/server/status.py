@@ -6,10 +6,12 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from specproxy.server.api import model_list, model_object
 from specproxy.server.gating.view import ready_details, show
+from specproxy.server.passthrough import FORWARDING
 from specproxy.server.state import STATE, State
 
 
@@ -23,7 +25,9 @@ async def ready(request: web.Request) -> web.Response:
     """200 when a request would be worked on now, 503 otherwise; the body says why, and what is served."""
     state = request.app[STATE]
     status = _status(state)
-    body = {"status": status, **_engine(state), "policy": ready_details(state.gate), "admin": state.admin}
+    upstreams = request.app[FORWARDING].upstreams.status()
+    parts = {**_engine(state), "upstreams": upstreams, "policy": ready_details(state.gate), "admin": state.admin}
+    body = {"status": status, **parts}
     return _json(body, 200 if status == "ready" else 503)
 
 
@@ -38,15 +42,42 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def models(request: web.Request) -> web.Response:
     """``GET /v1/models``."""
-    served = request.app[STATE].need_served()
-    return web.Response(body=model_list(served.context, served.created), content_type="application/json")
+    served, foreign = request.app[STATE].need_served(), _foreign_models(request)
+    body = model_list(served.context, served.created)
+    if foreign:
+        listed: dict[str, list[object]] = msgspec.json.decode(body)
+        listed["data"] += foreign.values()
+        body = msgspec.json.encode(listed)
+    return web.Response(body=body, content_type="application/json")
 
 
 async def model(request: web.Request) -> web.Response:
     """``GET /v1/models/{id}``; an id may have slashes."""
     served = request.app[STATE].need_served()
     name = request.match_info["name"]
+    if (foreign := _foreign_models(request).get(name)) is not None:
+        return _json(foreign, 200)
     return web.Response(body=model_object(served.context, name, served.created), content_type="application/json")
+
+
+class _ForeignModel(Struct):
+    """A name that upstreams know; what is behind it is theirs to say."""
+
+    id: str
+    created: int
+    owned_by: str
+    object: str = "model"
+
+
+def _foreign_models(request: web.Request) -> dict[str, _ForeignModel]:
+    """The names in the upstreams' tables that the engine does not serve."""
+    served = request.app[STATE].need_served()
+    found: dict[str, _ForeignModel] = {}
+    for upstream in request.app[FORWARDING].upstreams.values():
+        for name in upstream.config.models:
+            if name not in served.context.names:
+                found.setdefault(name, _ForeignModel(name, served.created, upstream.name))
+    return found
 
 
 def _status(state: State) -> str:

@@ -79,7 +79,7 @@ def test_every_sampling_field_arrives(chat: Any) -> None:
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"specproxy": {"speed": 1}}, "specproxy.speed"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
     ],
 )
 def test_out_of_range(chat: Any, fields: dict[str, Any], param: str) -> None:

@@ -33,6 +33,7 @@ def test_nothing_given_serves_the_house_model_with_its_drafters() -> None:
     assert (config.model.path, config.model.name) == ("house", "house")
     assert {name: item.type for name, item in config.drafters.items()} == {
         "draft_model": "draft_model",
+        "grammar": "grammar",
         "ngram": "ngram",
         "prediction": "prediction",
         "suffix": "suffix",
@@ -43,14 +44,14 @@ def test_nothing_given_serves_the_house_model_with_its_drafters() -> None:
 def test_another_model_gets_no_draft_model_of_the_house() -> None:
     """The house's draft model speaks the house's tokens only."""
     config = load_start_config(flags={"model.path": "Qwen/Qwen3-4B"})
-    assert set(config.drafters) == {"ngram", "prediction", "suffix"}
+    assert set(config.drafters) == {"grammar", "ngram", "prediction", "suffix"}
     assert config.model.name == "Qwen3-4B"
 
 
 def test_declared_drafters_replace_the_default_ones_but_for_the_free_ones() -> None:
-    """ngram, suffix and prediction are always there, as declared where they are."""
+    """grammar, ngram, suffix and prediction are always there, as declared where they are."""
     config = load_start_config(flags={"drafters": ["ngram=ngram", "d=draft_model:/m/d"]})
-    assert set(config.drafters) == {"ngram", "d", "prediction", "suffix"}
+    assert set(config.drafters) == {"grammar", "ngram", "d", "prediction", "suffix"}
     assert config.drafters["d"] == DrafterConfig(type="draft_model", path="/m/d")
 
 

@@ -46,7 +46,19 @@ def test_a_third_party_registers_through_the_entry_point_group(monkeypatch: pyte
     """An installed package's loader is found by its entry-point name and listed among the types."""
     monkeypatch.setitem(__import__("sys").modules, "third_party", __import__("sys").modules[__name__])
     declare(monkeypatch, mine="third_party:other_loader", ngram="third_party:other_loader")
-    own = ["draft_model", "eagle", "eagle3", "layer_skip", "medusa", "mtp", "ngram", "prediction", "replay", "suffix"]
+    own = [
+        "draft_model",
+        "eagle",
+        "eagle3",
+        "grammar",
+        "layer_skip",
+        "medusa",
+        "mtp",
+        "ngram",
+        "prediction",
+        "replay",
+        "suffix",
+    ]
     assert registry.types() == sorted([*own, "mine"])
     assert registry.load("m", "mine", {"a": 1}, host) == ("m", {"a": 1}, 100)  # type: ignore[comparison-overlap]
     assert isinstance(registry.load("n", "ngram", {}, host), NgramDrafter)

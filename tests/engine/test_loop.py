@@ -56,6 +56,20 @@ def test_background_work_waits_for_users(driver: Driver, mini: list[dict[str, An
     assert ended == [user.id, background.id]
 
 
+def test_work_on_a_prompt_is_announced_before_it_begins(driver: Driver, mini: list[dict[str, Any]]) -> None:
+    """An empty delta comes first, in a step that computes nothing, and for a second one not before its own turn."""
+    asked = [driver.submission(mini[i]["ids"], params=GREEDY) for i in (4, 5)]
+    for submission in asked:
+        driver.engine.submit(submission)
+    [first] = driver.engine.step()
+    assert (first.id, first.tokens, driver.engine.scheduler.find(asked[0].id).computed) == (asked[0].id, [], 0)
+    said = [first]
+    while not driver.engine.idle:
+        said += driver.engine.step()
+    assert [delta.id for delta in said if not delta.tokens] == [submission.id for submission in asked]
+    assert said.index(next(d for d in said if d.id == asked[1].id)) > 1
+
+
 @pytest.mark.parametrize("prompt", [[], [8192], [1] * 2049])
 def test_a_prompt_that_cannot_be_is_refused(driver: Driver, prompt: list[int]) -> None:
     """No token, an id the tokenizer does not know, or more tokens than the context: one error, and nothing runs."""

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
+from typing import Any
 
 import httpx
 import msgspec
@@ -25,9 +26,10 @@ class Stream:
     whole: bool = False
 
 
-def read(url: str, key: str) -> Stream:
-    """A stream of the conversation ``key``, to its end. All of them have the same prompt, which is much longer than
-    those of other tests' requests, so that they are compared among themselves, and so the same text."""
+def read(url: str, key: str, **fields: Any) -> Stream:
+    """A stream of the conversation ``key``, to its end; ``fields``: of its body, beside what all have. All of them have
+    the same prompt, which is much longer than those of other tests' requests, so that they are compared among
+    themselves, and so the same text."""
     body = {
         "model": "house",
         "messages": [{"role": "user", "content": "the same again and again, " * 40}],
@@ -36,6 +38,7 @@ def read(url: str, key: str) -> Stream:
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
+        **fields,
     }
     finish = ""
     with (
@@ -56,9 +59,10 @@ def read(url: str, key: str) -> Stream:
 
 @dataclass
 class Streams:
-    """One after another in each of several conversations, until told to stop."""
+    """One after another in each of several conversations, until told to stop. ``fields``: see ``read``."""
 
     url: str
+    fields: dict[str, Any] = field(default_factory=dict)
     ended: list[Stream] = field(default_factory=list)
     _stop: Event = field(default_factory=Event)
     _threads: ThreadPoolExecutor = field(default_factory=ThreadPoolExecutor)
@@ -78,4 +82,4 @@ class Streams:
 
     def _follow(self, key: str) -> None:
         while not self._stop.is_set():
-            self.ended.append(read(self.url, key))
+            self.ended.append(read(self.url, key, **self.fields))

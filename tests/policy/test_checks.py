@@ -78,16 +78,26 @@ def test_what_inherits_an_off_is_told(find_all: FindAll) -> None:
 
 
 def test_upstreams_are_noted_where_they_stand(find_all: FindAll) -> None:
-    """They wait for a later version, each where it is written; nothing else does."""
+    """Nobody can vouch for their answers; the engine's need no note."""
     findings = find_all(
         "defaults: {hold_out: 0.1, backend: vllm-a}\nroutes:\n  - name: q\n    gate: {mode: auto}\n"
         "    audit: {fraction: 0.5}\n    shadow: {fraction: 0.5}\n    backend: [engine, vllm-a]\n"
     )
     assert findings.notes == [
-        f"00.yaml:{line}: {key}: upstreams take effect with a later version; until then the engine serves"
+        f"00.yaml:{line}: {key}: what an upstream answers is outside the identity promise; "
+        "x-specproxy-exactness says so"
         for line, key in ((1, "defaults.backend"), (7, "routes[0].backend"))
     ]
     assert find_all("routes: [{name: q, backend: engine}, {name: r, backend: [engine]}]\n").notes == []
+
+
+def test_settings_of_the_engine_on_a_route_that_it_never_serves_are_told(find_all: FindAll) -> None:
+    """Only the route's own: what it inherits is meant for others."""
+    (warning,) = find_all("routes: [{name: q, backend: vllm-a, speculate: {k: 5}}]\n").warnings
+    assert "route q: says speculate, but only upstreams serve it" in warning
+    inherited = "defaults: {speculate: {k: 5}}\nroutes: [{name: q, backend: vllm-a}]\n"
+    assert find_all(inherited).warnings == []
+    assert find_all("routes: [{name: q, backend: [vllm-a, engine], speculate: {k: 5}}]\n").warnings == []
 
 
 def test_trees_that_are_not_bitwise(find_all: FindAll, catalogue: Catalogue) -> None:
@@ -126,8 +136,8 @@ def test_the_catalogue_of_a_configuration_is_sharpened_by_the_engine() -> None:
     """Names and declared limits at first; then what is loaded, in the same order."""
     config = load_start_config(flags={"drafters": ["d=draft_model:/d"], "model.max_model_len": "512"})
     first = Catalogue.from_config(config)
-    assert first.drafter_names == ("prediction", "suffix", "ngram", "d")
-    assert (first.max_model_len, first.exactness, first.drafters[3].max_k) == (512, None, None)
+    assert first.drafter_names == ("grammar", "prediction", "suffix", "ngram", "d")
+    assert (first.max_model_len, first.exactness, first.drafters[4].max_k) == (512, None, None)
     loaded = [DrafterInfo("d", "draft_model", 8, 1024, "f"), DrafterInfo("ngram", "ngram", 16, None, "g")]
     numerics = Numerics("f", "cpu", "bfloat16", "2", "bitwise", [1, 8], 64, 2, 2, "fused")
     second = first.with_engine(loaded, numerics, ModelInfo("m", "f", 256, 100, [0]))

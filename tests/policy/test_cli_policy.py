@@ -38,7 +38,7 @@ def test_check_of_a_good_set(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_prints_notes(tmp_path: Path, write_set: WriteSet, capsys: pytest.CaptureFixture[str]) -> None:
-    """About what waits for a later version; they are no reason for another exit code."""
+    """About upstreams; they are no reason for another exit code."""
     config = tmp_path / "specproxy.yaml"
     config.write_text("upstreams: {vllm-a: {url: 'http://127.0.0.1:9/v1'}}\n")
     folder = write_set("routes: [{name: q, backend: vllm-a}]\n")

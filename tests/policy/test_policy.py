@@ -246,3 +246,28 @@ def test_deciding_is_fast(load_set: LoadSet, facts_of: MakeFacts) -> None:
         policies.decide(facts)
         best = min(best, time.perf_counter() - start)
     assert best < 500e-6
+
+
+def test_a_set_says_whether_it_asks_for_the_prompts_length(write_set: WriteSet, catalogue: Catalogue) -> None:
+    """In a condition, however deep, or in a limit: only then must a prompt be tokenised to decide."""
+    asks = [
+        "match: {prompt_tokens: {gt: 5}}",
+        "match: {any: [{model: m}, {not: {prompt_tokens: {lt: 5}}}]}",
+        "limits: {prompt_tokens: 9}",
+    ]
+    for own in asks:
+        text = f"routes: [{{name: q, {own}}}, {{name: z}}]\n"
+        assert PolicySet.load(write_set(text), catalogue).counts_tokens
+    assert not PolicySet.load(
+        write_set("routes: [{name: q, match: {metadata: {prompt_tokens: a}}}, {name: z}]\n"), catalogue
+    ).counts_tokens
+
+
+def test_a_route_that_the_engine_never_serves_drafts_nothing(write_set: WriteSet, catalogue: Catalogue) -> None:
+    """It says why, and a change of a drafter is no change of it."""
+    policies = PolicySet.load(write_set("routes: [{name: q, backend: vllm-a}]\n"), catalogue)
+    decision = policies.routes[0].decision
+    assert (decision.backends, decision.drafters) == (("vllm-a",), ())
+    assert decision.reason == "route q goes to upstreams, which speculate as they are set up"
+    without = msgspec.structs.replace(catalogue, drafters=())
+    assert PolicySet.load(policies.directory, without).routes[0].decision.revision == decision.revision

@@ -36,12 +36,26 @@ def test_a_resumed_submission_carries_what_was_generated_and_received() -> None:
 def test_a_sequence_in_two_deaths_without_a_token_between_them_is_not_tried_again() -> None:
     """It is taken for their cause; a token between them shows that it is not."""
     barren = flight()
+    barren.push(Delta("s"))
     assert barren.died()
+    barren.push(Delta("s"))
     assert not barren.died()
     lively = flight()
+    lively.push(Delta("s"))
     assert lively.died()
     lively.push(Delta("s", [1]))
     assert lively.died()
+
+
+def test_a_sequence_that_only_waited_is_no_suspect() -> None:
+    """Engines may die as often as they like before work on it began; the beginning itself is not handed on."""
+    took: list[Delta] = []
+    waiting = flight(took=took)
+    assert all(waiting.died() for _ in range(9))
+    waiting.push(Delta("s"))
+    assert waiting.died()
+    assert waiting.died()
+    assert took == []
 
 
 def test_prompt_logprobs_are_delivered_once() -> None:

@@ -181,10 +181,10 @@ def test_a_stream_that_has_to_wait_is_kept_alive_by_comments(http: httpx.Client,
     assert kinds == {b"", b"data"}
 
 
-def test_an_upstream_route_says_that_it_is_not_served_yet(http: httpx.Client, chat_body: Body) -> None:
-    """Clear words instead of a wrong answer."""
+def test_a_route_to_an_upstream_that_is_not_there_says_so(http: httpx.Client, chat_body: Body) -> None:
+    """By its name, as a gateway does."""
     refused = http.post("/v1/chat/completions", json=chat_body(), headers={"x-test": "far"})
-    assert refused.status_code == 400
+    assert refused.status_code == 502
     assert "elsewhere" in refused.json()["error"]["message"]
 
 

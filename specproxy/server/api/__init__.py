@@ -16,6 +16,7 @@ from specproxy.server.api.chat import parse_chat
 from specproxy.server.api.completions import parse_completion
 from specproxy.server.api.context import ApiContext
 from specproxy.server.api.errors import error_body, error_event, error_of
+from specproxy.server.api.formats import wants_format
 from specproxy.server.api.models import model_list, model_object
 from specproxy.server.api.parsed import ParsedRequest, Prompt, draw_seed
 
@@ -34,4 +35,5 @@ __all__ = [
     "model_object",
     "parse_chat",
     "parse_completion",
+    "wants_format",
 ]

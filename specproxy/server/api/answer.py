@@ -19,6 +19,7 @@ from specproxy.server.api.envelope import AnyChoice, Envelope
 from specproxy.server.api.parsed import ParsedRequest
 from specproxy.server.api.shapes import shape_of
 from specproxy.server.api.usage import CompletionDetails, PromptDetails, Usage
+from specproxy.structured.schemas import Verdict
 from specproxy.text.assembler import Assembler, TextOptions
 from specproxy.text.stops import StopString
 from specproxy.vocabulary import Delta, SequenceStats
@@ -72,6 +73,7 @@ class Answer:
                 assembler=Assembler(request.context.tokenizer, prompt.ids, options),
                 wants_logprobs=request.params.logprobs is not None,
                 alignment=Alignment(request.prediction) if request.prediction else None,
+                schema=request.schema,
             )
             for row, prompt in enumerate(request.prompts)
             for i in range(request.n)
@@ -100,6 +102,13 @@ class Answer:
     def finish_reasons(self) -> list[str]:
         """Of every choice that is complete, in order."""
         return [choice.ending for choice in self._choices if choice.ending is not None]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Of every choice that is complete and had to have a schema, whether it has."""
+        eos = self._request.context.tokenizer.eos_token_ids
+        verdicts = [choice.verdict(eos) for choice in self._choices]
+        return [verdict for verdict in verdicts if verdict is not None]
 
     @property
     def completion_tokens(self) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from specproxy.errors import InvalidRequest
 from specproxy.server.api.common import MAX_LOGPROBS, CommonFields, require, sampling_params
 from specproxy.server.api.context import ApiContext
+from specproxy.server.api.formats import answer_schema
 from specproxy.server.api.messages import template_messages
 from specproxy.server.api.parsed import ParsedRequest, Prompt
 from specproxy.server.api.request import build_request, read_body
 from specproxy.server.api.room import check_max_tokens, encode_prompt, room_for_answer
+from specproxy.structured.grammars import refuse_beside_grammar
 
 _TEMPLATE_ARGUMENTS = ("messages", "tools", "add_generation_prompt")
 """Variables of the template that the request has its own fields for."""
@@ -28,6 +32,7 @@ class ChatFields(CommonFields, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
+    response_format: dict[str, Any] | None = None
 
 
 def parse_chat(body: bytes, context: ApiContext) -> ParsedRequest:
@@ -37,11 +42,15 @@ def parse_chat(body: bytes, context: ApiContext) -> ParsedRequest:
     """
     given, fields = read_body(body, ChatFields, "chat", context)
     params = sampling_params(fields, context.tokenizer.vocab_size, logprobs=_logprobs(fields))
+    schema = answer_schema(fields.response_format)
+    if schema is not None:
+        params = replace(params, grammar=schema.grammar)
+        refuse_beside_grammar(params)
     asked = _max_tokens(fields)
     text = _render(fields, context)
     ids = encode_prompt(context, text, "messages", special=bool(fields.add_special_tokens))
     limit = room_for_answer(context, len(ids), asked, None, "messages")
-    return build_request("chat", context, given, fields, params, [Prompt(ids, text, limit)], asked)
+    return build_request("chat", context, given, fields, params, [Prompt(ids, text, limit)], asked, schema=schema)
 
 
 def _logprobs(fields: ChatFields) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from specproxy.alignment import Alignment
 from specproxy.errors import EngineFailed
 from specproxy.server.api.errors import error_of
 from specproxy.server.api.parsed import Prompt
+from specproxy.structured.schemas import AnswerSchema, Verdict
 from specproxy.text.assembler import Assembler, Ending, Piece
 from specproxy.vocabulary import Delta, SequenceStats, TokenLogprob
 
@@ -32,7 +34,8 @@ class Choice:
     """``pending`` has grown since it was last taken: tokens wait there until their text may be shown.
 
     ``stop``: the stop string, or stop token's id, that ended it. ``stats``: the engine's latest counts. ``alignment``:
-    where the answer stands in the client's prediction, if there is one.
+    where the answer stands in the client's prediction, if there is one. ``schema``: what the text has to be;
+    ``text``: all of it, kept only then.
     """
 
     index: int
@@ -40,6 +43,8 @@ class Choice:
     assembler: Assembler
     wants_logprobs: bool
     alignment: Alignment | None = None
+    schema: AnswerSchema | None = None
+    text: list[str] = field(default_factory=list)
     opened: bool = False
     ending: Ending | None = None
     stop: str | int | None = None
@@ -66,6 +71,8 @@ class Choice:
         piece = self.assembler.push(delta.tokens, ending, delta.stop_token)
         if piece.text:
             self.pending.parts.append(piece.text)
+            if self.schema is not None:
+                self.text.append(piece.text)
         self.pending.tokens += delta.tokens[: piece.tokens]
         if self.alignment is not None:
             for token in delta.tokens[: piece.tokens]:
@@ -80,6 +87,14 @@ class Choice:
         """Everything pending, which is then no longer pending."""
         shown, self.pending = self.pending, Shown()
         return shown
+
+    def verdict(self, eos: Collection[int]) -> Verdict | None:
+        """Whether a choice that has ended has its schema; ``None`` where it needs none. ``eos``: the model's own ends:
+        stop strings and other stop tokens cut an answer short as a limit does."""
+        if self.schema is None or self.ending is None:
+            return None
+        own_end = self.ending == "stop" and (self.stop is None or self.stop in eos)
+        return self.schema.judge("".join(self.text), complete=own_end)
 
     def _keep_logprobs(self, delta: Delta, num: int) -> None:
         entries = delta.logprobs or []

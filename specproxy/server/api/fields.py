@@ -52,6 +52,7 @@ FIELDS: tuple[ApiField, ...] = (
             "chat_template_kwargs": "further variables for the chat template",
             "reasoning_effort": "given to the chat template under this name",
             "verbosity": "given to the chat template under this name",
+            "response_format": "`text`, `json_object`, `json_schema`; strict: a keyword that no grammar has is a 400",
         },
     ),
     *_rows(
@@ -128,7 +129,7 @@ FIELDS: tuple[ApiField, ...] = (
     *_refused(
         "chat", "not built yet; the older form of tools", {"functions": ([],), "function_call": ("none", "auto")}
     ),
-    *_refused("both", "not built yet", {"response_format": ({"type": "text"},)}),
+    *_refused("completions", "chat completions have it", {"response_format": ({"type": "text"},)}),
     *_refused("chat", "text only", {"modalities": (["text"],), "audio": (), "mm_processor_kwargs": ()}),
     *_refused("chat", "there is no web search", {"web_search_options": ()}),
     *_refused(
@@ -142,7 +143,7 @@ FIELDS: tuple[ApiField, ...] = (
     *_refused("both", "`echo` with `logprobs` gives them in completions", {"prompt_logprobs": ()}),
     *_refused(
         "both",
-        "grammars are not built yet",
+        "use `response_format`",
         {
             "structured_outputs": (),
             "guided_json": (),

@@ -19,6 +19,7 @@ from specproxy.server.api.context import ApiContext
 from specproxy.server.api.fields import fields_of, refuse_unsupported
 from specproxy.server.api.parsed import Endpoint, ParsedRequest, Prompt
 from specproxy.server.api.room import check_min_tokens, encode_prediction
+from specproxy.structured.schemas import AnswerSchema
 from specproxy.vocabulary import SamplingParams
 
 F = TypeVar("F", bound=CommonFields)
@@ -47,8 +48,10 @@ def build_request(
     asked: int | None,
     *,
     echo: bool = False,
+    schema: AnswerSchema | None = None,
 ) -> ParsedRequest:
-    """The request from its parts. ``asked``: the limit on tokens that the client gave. Raises InvalidRequest."""
+    """The request from its parts. ``asked``: the limit on tokens that the client gave. ``schema``: what the answer
+    has to be. Raises InvalidRequest."""
     check_min_tokens(params.min_tokens, min(prompt.max_tokens for prompt in prompts))
     options = stream_options_of(fields)
     known = fields_of(endpoint)
@@ -70,6 +73,7 @@ def build_request(
         skip_special_tokens=fields.skip_special_tokens is not False,
         prediction=encode_prediction(context, prediction_text(fields)),
         echo=echo,
+        schema=schema,
         return_token_ids=bool(fields.return_token_ids),
         cache_salt=fields.cache_salt or "",
         metadata=fields.metadata,

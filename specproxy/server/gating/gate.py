@@ -241,7 +241,7 @@ class Gate:
             return
         settings, choice = found.effective.settings.shadow, watch.choices[0]
         waiting = any(member.state.phase in ("shadow", "canary") for member in change.group_of(route))
-        share = settings.fraction if waiting and settings.budget > 0 else 0.0
+        share = settings.fraction if waiting else 0.0
         if not choice.tokens or choice.finish not in ("stop", "length") or self._rng.random() >= share:
             return
         active, candidate = self.decider.active(watch.facts), self.decider.candidate(change, watch.facts)

@@ -30,7 +30,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "gate")
-        self._store: SqliteStore | None = None
+        self._store: GateStore | None = None
         self._lock = -1
         self.kept = False
 

@@ -27,7 +27,8 @@ LEAST_TOKENS = 4
 class Sample(Struct, frozen=True):
     """A finished answer. ``tokens_per_s``: after the first token, ``None`` where there are too few; ``itl_p95_s``: of
     its inter-token times; ``cost_s``: device seconds, its share of the engine's steps by rows;
-    ``load``: sequences in flight; ``tokens`` and ``steps``: answered, and of the target that made them."""
+    ``load``: sequences in flight; ``valid``: of its choices that came to their end, whether each has the schema that it
+    had to have; ``tokens`` and ``steps``: answered, and of the target that made them."""
 
     route: str
     revision: str
@@ -41,6 +42,7 @@ class Sample(Struct, frozen=True):
     failed: bool = False
     tokens: int = 0
     steps: int = 0
+    valid: tuple[bool, ...] = ()
 
     @property
     def stratum(self) -> tuple[int, int]:
@@ -65,6 +67,7 @@ def sample_of(record: RequestRecord, *, tokens_per_s: float | None, itl_p95_s: f
         failed=record.status == 500,
         tokens=record.completion_tokens,
         steps=record.steps,
+        valid=tuple(verdict == "valid" for verdict in record.structured if verdict != "truncated"),
     )
 
 
@@ -122,6 +125,8 @@ class Samples:
         for metric, value in (("ttft_p95", sample.ttft_s), ("itl_p95", sample.itl_p95_s)):
             if value is not None:
                 live.tails[metric].add(value, candidate=candidate)
+        for good in sample.valid:
+            live.rates["structured"].add(candidate=candidate, good=good)
         if sample.tokens_per_s is None or sample.cost_s is None:
             return
         if name not in self._live:
@@ -129,7 +134,8 @@ class Samples:
             self._live[name] = Partners(self._book.clock)
         pair = self._live[name].meet(sample, CANDIDATE, ACTIVE)
         if pair is not None:
-            book_pair(live, *pair)
+            book_speeds(live, *pair)
+            book_costs(live, *pair)
 
     def _against_plain(self, sample: Sample) -> None:
         """The honest speed-up now: what serves against the plain hold-out."""
@@ -146,9 +152,13 @@ class Samples:
         self.speedup[sample.route] = (active.revision, mean)
 
 
-def book_pair(seen: Comparison, candidate: Sample, control: Sample) -> None:
-    """Add what a pair says of speed and cost."""
+def book_speeds(seen: Comparison, candidate: Sample, control: Sample) -> None:
+    """Add what a pair says of speed."""
     if candidate.tokens_per_s and control.tokens_per_s:
         seen.add_speeds(candidate.tokens_per_s, control.tokens_per_s)
+
+
+def book_costs(seen: Comparison, candidate: Sample, control: Sample) -> None:
+    """Add what a pair says of cost."""
     if candidate.cost_s and control.cost_s:
         seen.add_costs(candidate.cost_s, control.cost_s)

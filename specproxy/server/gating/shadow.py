@@ -1,8 +1,10 @@
 """Shadow: answered requests computed again in both arms, off the users' path, and compared pair by pair.
 
 Both arms run one right after the other, in random order, as background work; each has a route name and a cache salt of
-its own, so that the controller's statistics, the suffix index and cached prompt pages are its own. A pair during which
-a user's work came in between counts for its tokens and not for its times. Nothing of it leaves memory.
+its own, so that the controller's statistics, the suffix index and cached prompt pages are its own. A pair waits for a
+moment without users, but not for long: then it goes on beside them, within its route's budget of the device's time
+(with a budget of 0 it waits). A pair during which users' work came in between counts for its tokens and its device
+seconds, and not for its times. Nothing of it leaves memory.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.gating.book import Book, Change, Tracked
 from specproxy.server.gating.decider import ACTIVE, CANDIDATE
 from specproxy.server.gating.memory import held
-from specproxy.server.gating.samples import LEAST_TOKENS, Sample, book_pair
+from specproxy.server.gating.samples import LEAST_TOKENS, Sample, book_costs, book_speeds
 from specproxy.server.gating.watch import drafters_in
 from specproxy.server.generation import Generation
 from specproxy.server.metrics import Metrics
@@ -35,16 +37,26 @@ MAX_WAITING = 64
 """Requests that wait to be computed again; the oldest is dropped for a new one."""
 
 LONGEST_S = 120.0
-"""What an arm may take, users' work in between included."""
+"""What an arm may take where it has all of the time; with half of it as budget, twice as long."""
+
+LEAST_SHARE = 0.1
+"""A smaller budget gives no more time than this one."""
+
+PATIENCE_S = 2.0
+"""So long a pair waits for a moment without users, in which its times would count."""
 
 POLL_S = 0.05
 WATCHED: frozenset[Phase] = frozenset({"shadow", "canary"})
 
 
+class _DecidedError(Exception):
+    """A pair is not needed any more."""
+
+
 @dataclass(frozen=True)
 class Replay:
     """A finished choice to compute again. ``served``: its tokens; ``decisions``: of both arms; ``turns``: of the
-    conversation; ``budget``: share of time that this may take."""
+    conversation; ``budget``: share of the device's time that this may take while users are there."""
 
     submission: Submission
     served: Sequence[int]
@@ -57,7 +69,7 @@ class Replay:
 
 @dataclass
 class Run:
-    """One arm's answer. ``alone``: no user's work came in between; ``drafters``: those that drafted; ``steps``: of the
+    """One arm's answer. ``alone``: no user was there meanwhile; ``drafters``: those that drafted; ``steps``: of the
     target, ``device_s``: seconds of them that were its own."""
 
     tokens: list[int] = field(default_factory=list)
@@ -97,7 +109,7 @@ class Run:
 
 
 class Shadow:
-    """Computes requests again while nobody waits for the engine."""
+    """Computes requests again, where nobody waits for the engine or within a budget."""
 
     def __init__(self, book: Book, backend: EngineBackend, metrics: Metrics, rng: random.Random) -> None:
         self._book = book
@@ -146,19 +158,26 @@ class Shadow:
             if not self._wanted(replay):
                 self._drop(replay, "decided")
                 continue
-            while self._backend.users or not self._backend.ready:  # noqa: ASYNC110 - sequences end in many places
-                await asyncio.sleep(POLL_S)
-            began = time.monotonic()
+            await self._moment(replay)
             try:
                 await self._compare(replay)
             except RequestError:
                 self._drop(replay, "failed")
             except TimeoutError:
                 self._drop(replay, "load")
+            except _DecidedError:
+                self._drop(replay, "decided")
             finally:
                 self.running = self._current = None
-            spent = time.monotonic() - began
-            await asyncio.sleep(min(60.0, spent * (1 / replay.budget - 1)))
+
+    async def _moment(self, replay: Replay) -> None:
+        """Until the pair may begin."""
+        since = time.monotonic()
+        backend = self._backend
+        while not backend.ready or backend.users:
+            if backend.ready and replay.budget and time.monotonic() - since >= PATIENCE_S:
+                return
+            await asyncio.sleep(POLL_S)
 
     def _members(self, replay: Replay) -> list[Tracked]:
         """The candidates that a pair says something of: of the route that served it, and of the one that would."""
@@ -211,12 +230,14 @@ class Shadow:
             served = list(replay.served)
             seen.rates["stability"].add(candidate=True, good=candidate.tokens == served)
             seen.rates["stability"].add(candidate=False, good=active.tokens == served)
-        if not (candidate.alone and active.alone):
-            return
         prompt = len(replay.submission.prompt)
         mine = candidate.sample(CANDIDATE, replay.candidate, prompt)
         other = active.sample(ACTIVE, replay.active, prompt)
-        book_pair(seen, mine, other)
+        book_costs(seen, mine, other)
+        if not (candidate.alone and active.alone):
+            seen.disturbed += 1
+            return
+        book_speeds(seen, mine, other)
         for metric, values in (
             ("ttft_p95", (mine.ttft_s, other.ttft_s)),
             ("itl_p95", (mine.itl_p95_s, other.itl_p95_s)),
@@ -225,7 +246,8 @@ class Shadow:
                 seen.tails[metric].add_pair(values[0], values[1])
 
     async def _answer(self, replay: Replay, arm: str, decision: Decision) -> Run:
-        """One arm's answer, exactly as long as the served one. Raises RequestError, TimeoutError."""
+        """One arm's answer, exactly as long as the served one. Raises RequestError, TimeoutError, and _DecidedError
+        where nobody needs it any more."""
         self._serial += 1
         served = replay.submission
         submission = replace(
@@ -235,12 +257,15 @@ class Shadow:
             decision=replace(decision, route=f"{decision.route} ({arm} in shadow)", arm=arm),
             salt=f"{arm} in shadow\0{served.salt}",
             work="background",
+            busy_share=replay.budget,
         )
-        before = self._backend.user_starts
+        before, alone = self._backend.user_starts, not self._backend.users
         run = Run(started=time.perf_counter(), id=submission.id, params=submission.params, drafters=decision.drafters)
         self._current = Generation(self._backend, [submission])
-        async with asyncio.timeout(LONGEST_S), self._current as generation:
+        async with asyncio.timeout(LONGEST_S / max(replay.budget, LEAST_SHARE)), self._current as generation:
             while generation.running:
+                if not self._wanted(replay):
+                    raise _DecidedError
                 for _, delta in await generation.take():
                     if delta.error is not None:
                         raise RequestError(delta.error.message)
@@ -251,7 +276,7 @@ class Shadow:
                     if delta.stats is not None:
                         run.drafters, run.steps = drafters_in(delta.stats), delta.stats.steps
                         run.device_s = delta.stats.device_s
-        run.alone = self._backend.user_starts == before and not self._backend.users
+        run.alone = alone and self._backend.user_starts == before and not self._backend.users
         return run
 
     def _drop(self, replay: Replay, why: str) -> None:

@@ -105,7 +105,7 @@ def candidate_of(gate: Gate, member: Tracked) -> Candidate:
         shares=list(rules.canary),
         samples=[
             Count("audits", audited, rules.mismatch.clean_needed),
-            Count("shadow pairs", evidence.shadow.speed.n, rules.min_samples),
+            Count("shadow pairs", max(evidence.shadow.speed.n, evidence.shadow.disturbed), rules.min_samples),
             Count("live pairs", evidence.live.speed.n, rules.min_samples),
         ],
         speed=_speed(found),
