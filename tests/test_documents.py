@@ -7,11 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from specproxy.cli.main import build_parser
 from specproxy.config.load import load_start_config
-from specproxy.config.schema import StartConfig
 from specproxy.policy.catalogue import Catalogue
 from specproxy.policy.policy import PolicySet
 
@@ -25,6 +23,10 @@ PAGES = [
     "docs/models.md",
     "docs/gate.md",
     "docs/admin.md",
+    "docs/deploy.md",
+    "docs/keys.md",
+    "docs/ray.md",
+    "docs/upstreams.md",
 ]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -113,39 +115,3 @@ def test_the_example_configuration_shows_the_defaults() -> None:
     assert example.model.aliases == ["gpt-4o-mini"]
     example.model.aliases = []
     assert example == default
-
-
-@pytest.fixture
-def compose() -> dict[str, dict[str, dict[str, object]]]:
-    """docker-compose.yml, its anchors resolved."""
-    loaded: dict[str, dict[str, dict[str, object]]] = YAML(typ="safe", pure=True).load(ROOT / "docker-compose.yml")
-    return loaded
-
-
-def test_compose_has_a_cpu_and_a_gpu_service(compose: dict[str, dict[str, dict[str, object]]]) -> None:
-    """Each profile starts one service, behind loopback, with policies mounted and keys demanded."""
-    services = compose["services"]
-    assert [service["profiles"] for service in services.values()] == [["cpu"], ["gpu"]]
-    for service in services.values():
-        assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])  # type: ignore[attr-defined]
-        assert "./policies:/etc/specproxy/policies:ro" in service["volumes"]  # type: ignore[operator]
-        assert ":?" in service["environment"]["SPECPROXY_API_KEYS"]  # type: ignore[index]
-
-
-def test_the_dockerfile_copies_what_is_there() -> None:
-    """Every source of a COPY exists, and .dockerignore lets it through."""
-    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
-    sources = [s for line in lines if line.startswith("COPY ") and "--from" not in line for s in line.split()[1:-1]]
-    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
-    assert sources
-    assert set(sources) <= allowed
-    assert all((ROOT / source).exists() for source in sources)
-
-
-def test_settings_of_the_dockerfile_are_settings() -> None:
-    """Every SPECPROXY_ variable of the image means something to the configuration."""
-    text = (ROOT / "Dockerfile").read_text("utf-8")
-    env = dict(re.findall(r"(SPECPROXY_[A-Z_]+)=(\S+)", text))
-    config = load_start_config(env=env)
-    assert isinstance(config, StartConfig)
-    assert (config.server.host, config.policies) == ("0.0.0.0", "/etc/specproxy/policies")

@@ -59,16 +59,16 @@ class SharedIntake(Intake):
                 await asyncio.sleep(REPORT_S / 4)
 
     async def take(self, policies: PolicySet, recent: Sequence[Facts], actor: str) -> None:
-        """As ever where this replica leads. Elsewhere what would have to be written waits for the one that does."""
-        store = _opened(self._ledger)
-        if self.leads:
-            await super().take(policies, recent, actor)
-            return
+        """As ever where this replica leads; elsewhere what would have to be written waits for the one that does. Where
+        another was faster, what it wrote is read again with the next report, and the files are compared with that."""
         try:
-            with store.only_reading():
+            if self.leads:
+                await super().take(policies, recent, actor)
+                return
+            with _opened(self._ledger).only_reading():
                 await super().take(policies, recent, FOLLOWED)
         except StaleWrite:
-            structlog.get_logger().info("the policy files say something that the leading replica has not taken yet")
+            structlog.get_logger().info("the policy files say something that another replica has to take")
 
 
 class SharedMoves(Moves):

@@ -125,8 +125,8 @@ class Transcript:
 
     def _messages(self, answer: str) -> list[dict[str, Any]]:
         """The conversation as the template got it, and the answer. One that the answer goes on with becomes one."""
-        body = self._parsed.body
-        messages = [{key: m[key] for key in _KEPT if key in m} for m in template_messages(body["messages"])]
+        body, form = self._parsed.body, self._parsed.context.form
+        messages = [{key: m[key] for key in _KEPT if key in m} for m in template_messages(body["messages"], form)]
         if body.get("continue_final_message") and messages[-1]["role"] == "assistant":
             messages[-1]["content"] += answer
         else:

@@ -58,6 +58,8 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     finally:
         books.close()
+        if state.tracing is not None:
+            state.tracing.ended(books.record, request.headers)
 
 
 @web.middleware

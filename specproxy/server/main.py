@@ -40,6 +40,7 @@ from specproxy.server.model_folder import fetched_folder, local_folder
 from specproxy.server.passthrough import Forwarding
 from specproxy.server.state import Served, State
 from specproxy.server.supervisor import Supervisor
+from specproxy.server.tracing import tracing
 from specproxy.server.upstream_metrics import UpstreamStates
 from specproxy.server.watchdog import Watchdog
 from specproxy.upstream.pool import Upstreams
@@ -96,6 +97,7 @@ class Server:
             admission=Admission(config.server.max_queue),
             captures=Captures(config.capture, metrics),
             gate=gate,
+            tracing=tracing(os.environ),
         )
         self._forwarding = Forwarding.to(Upstreams(config.upstreams, os.environ, metrics.upstreams))
         metrics.registry.register(UpstreamStates(self._forwarding.upstreams))
@@ -114,6 +116,8 @@ class Server:
         async with contextlib.AsyncExitStack() as stack:
             state.captures.start()
             stack.push_async_callback(asyncio.to_thread, state.captures.close)
+            if state.tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, state.tracing.close)
             stack.push_async_callback(state.gate.close)
             await backend.listen(self._launch.engine_listener)
             supervision = asyncio.create_task(self._supervisor.run())

@@ -22,6 +22,7 @@ from specproxy.server.gating.gate import Gate
 from specproxy.server.generation import Generation
 from specproxy.server.metrics import Metrics
 from specproxy.server.quotas import Pass, Quotas
+from specproxy.server.tracing import Tracing
 from specproxy.wire.frames import Hello
 
 MAX_UNKNOWN_FIELDS = 256
@@ -48,7 +49,7 @@ class State:
     """The application's parts. ``served`` is ``None`` while the model loads; ``active`` is what a drain waits for;
     ``captures`` keeps answers of routes that say so; ``gate`` decides, and moves what the policy files change;
     ``admin`` is where operators are answered, as ``--admin`` takes it; ``quotas``: what keys with limits may still
-    use."""
+    use; ``tracing`` makes a span of each request, where traces are collected."""
 
     config: StartConfig
     keys: KeyRing
@@ -61,6 +62,7 @@ class State:
     served: Served | None = None
     draining: bool = False
     admin: str | None = None
+    tracing: Tracing | None = None
     quotas: Quotas = field(init=False)
     active: set[Generation] = field(default_factory=set)
     unknown_fields: set[str] = field(default_factory=set)

@@ -180,7 +180,9 @@ class Grammars:
             self._tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(self._eos))
         compiled = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if compiled.is_error():
-            raise InvalidRequest(f"the grammar cannot be compiled: {compiled.get_error()}", param="response_format")
+            # A schema is JSON, a grammar with calls is not.
+            param = "response_format" if grammar.startswith("{") else "tools"
+            raise InvalidRequest(f"the grammar cannot be compiled: {compiled.get_error()}", param=param)
         return compiled
 
 
@@ -195,7 +197,7 @@ def refuse_beside_grammar(params: SamplingParams) -> None:
     for name, given in (("min_tokens", params.min_tokens > 0), ("ignore_eos", params.ignore_eos)):
         if given:
             raise InvalidRequest(
-                f"`{name}` cannot be combined with a `response_format`: the answer ends where its grammar does; leave "
-                "one of them out",
+                f"`{name}` cannot be combined with `response_format` or tools: the answer ends where its grammar does; "
+                "leave one of them out",
                 param=name,
             )

@@ -19,12 +19,14 @@ Ending = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How a request wants its text. ``min_tokens``: a stop string counts from that token on."""
+    """How a request wants its text. ``min_tokens``: a stop string counts from that token on; ``kept``: special tokens
+    that have text even where others have none."""
 
     stops: tuple[StopString, ...] = ()
     include_stop: bool = False
     skip_special: bool = True
     min_tokens: int = 0
+    kept: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -48,7 +50,9 @@ class Assembler:
     __slots__ = ("_chars", "_detokenizer", "_matcher", "_options", "ended", "num_tokens")
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: TextOptions) -> None:
-        self._detokenizer = detokenizer_for(tokenizer, prompt, skip_special=options.skip_special)
+        self._detokenizer = detokenizer_for(
+            tokenizer, prompt, skip_special=options.skip_special, kept=options.kept
+        )
         self._matcher = StopMatcher(options.stops) if options.stops else None
         self._options = options
         self._chars = 0

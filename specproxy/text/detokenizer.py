@@ -34,11 +34,13 @@ class Detokenizer(Protocol):
         ...
 
 
-def detokenizer_for(tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special: bool = True) -> Detokenizer:
-    """The detokenizer for what follows ``prompt``."""
+def detokenizer_for(
+    tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special: bool = True, kept: frozenset[int] = frozenset()
+) -> Detokenizer:
+    """The detokenizer for what follows ``prompt``. ``kept``: special tokens that are not skipped with the others."""
     if tokenizer.rule is not None:
-        return ByteDetokenizer(tokenizer, tokenizer.rule, prompt, skip_special=skip_special)
-    return WindowDetokenizer(tokenizer, prompt, skip_special=skip_special)
+        return ByteDetokenizer(tokenizer, tokenizer.rule, prompt, skip_special=skip_special, kept=kept)
+    return WindowDetokenizer(tokenizer, prompt, skip_special=skip_special, kept=kept)
 
 
 class ByteDetokenizer:
@@ -47,11 +49,17 @@ class ByteDetokenizer:
     __slots__ = ("_decoder", "_skipped", "_strip", "_tokenizer")
 
     def __init__(
-        self, tokenizer: Tokenizer, rule: PieceRule, prompt: Sequence[int], *, skip_special: bool = True
+        self,
+        tokenizer: Tokenizer,
+        rule: PieceRule,
+        prompt: Sequence[int],
+        *,
+        skip_special: bool = True,
+        kept: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._skipped = _skipped(tokenizer, skip_special, kept)
         # After text the space before the first word is real; where nothing precedes it the decoder drops it.
         self._strip = rule.strips_leading_space and all(token in tokenizer.special_ids for token in prompt)
 
@@ -77,18 +85,25 @@ class WindowDetokenizer:
     mid-text. Two decodes of a few tokens each per token. Source: the prefix and read offsets of Hugging Face's TGI.
     """
 
-    __slots__ = ("_known", "_num_known", "_skip_special", "_tokenizer", "_window")
+    __slots__ = ("_known", "_num_known", "_skipped", "_tokenizer", "_window")
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        *,
+        skip_special: bool = True,
+        kept: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._window: list[int] = list(prompt[-PREFIX_TOKENS:])
+        self._skipped = _skipped(tokenizer, skip_special, kept)
+        self._window: list[int] = [token for token in prompt[-PREFIX_TOKENS:] if token not in self._skipped]
         self._num_known = len(self._window)
         self._known = self._decode(self._window)
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes."""
-        if self._skip_special and token in self._tokenizer.special_ids:
+        if token in self._skipped:
             return ""
         self._window.append(token)
         text = self._decode(self._window)
@@ -108,4 +123,11 @@ class WindowDetokenizer:
         return new
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special=self._skip_special)
+        return self._tokenizer.decode(ids, skip_special=False)
+
+
+def _skipped(tokenizer: Tokenizer, skip_special: bool, kept: frozenset[int]) -> frozenset[int]:
+    """Tokens that have no text."""
+    if not skip_special:
+        return frozenset()
+    return tokenizer.special_ids - kept if kept else tokenizer.special_ids

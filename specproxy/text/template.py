@@ -40,9 +40,14 @@ class _GenerationTag(Extension):
 
 
 class ChatTemplate:
-    """A compiled chat template. ``variables`` are always defined for it: the tokenizer's special tokens by name."""
+    """A compiled chat template. ``variables`` are always defined for it: the tokenizer's special tokens by name.
+
+    ``source``: what it was compiled from; ``tool_source``: what conversations with tools are written by.
+    """
 
     def __init__(self, source: str, *, tool_source: str | None = None, variables: dict[str, str] | None = None) -> None:
+        self.source = source
+        self.tool_source = tool_source or source
         environment = _environment()
         self._template = environment.from_string(source)
         self._tool_template = environment.from_string(tool_source) if tool_source else self._template

@@ -6,7 +6,6 @@
 * ``grammar``: the text that constrains an answer to what was asked for.
 * ``parser``: an answer's text in pieces to events (``events``); ``calls`` reads the calls, ``reasoning`` the thoughts.
 * ``shapes``: the API's objects, made from events.
-* ``cap``: how many calls a conversation has made.
 
 Pure values and functions: no model library, no server.
 """

@@ -24,7 +24,11 @@ from specproxy.tools.request import Function, ToolRequest
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """llguidance's options for JSON as ``json.dumps`` writes it."""
 
+_LENIENT = {"lenient": True, "coerce_one_of": True}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_KNOWN_DRAFT = re.compile(r"https?://json-schema\.org/draft(-0[467]|/2019-09|/2020-12)/schema#?$")
+"""Other values of ``$schema`` cannot be looked up, and are left out."""
+
 _SPACE_BEHIND_THOUGHTS = r"/\s{0,4}/"
 
 
@@ -36,14 +40,17 @@ def answer_grammar(
     reasoning: ReasoningFormat | None = None,
     opened: bool = False,
     content: dict[str, Any] | None = None,
+    content_strict: bool = True,
 ) -> str:
     """The grammar for one answer.
 
     ``token_ids``: those markers of ``form`` and ``reasoning`` that are special tokens of the tokenizer; the others are
     spelled out. ``reasoning``: how the model thinks before it answers; ``opened``: its prompt ends inside thoughts.
-    ``content``: the JSON schema of an answer that calls nothing, where the request asks for one.
+    ``content``: the JSON schema of an answer that calls nothing, where the request asks for one; not
+    ``content_strict``: what no grammar can say of it is left to the model, as with functions that are not strict.
     """
-    return _Grammar(form, request, token_ids).text(reasoning, opened, content)
+    plain = None if content is None else _json_rule(content, strict=content_strict)
+    return _Grammar(form, request, token_ids).text(reasoning, opened, plain)
 
 
 class _Grammar:
@@ -53,15 +60,15 @@ class _Grammar:
         self._ids = token_ids
         self._parallel = request.parallel and form.parallel
 
-    def text(self, reasoning: ReasoningFormat | None, opened: bool, content: dict[str, Any] | None) -> str:
-        """The whole grammar, rule by rule."""
+    def text(self, reasoning: ReasoningFormat | None, opened: bool, content: str | None) -> str:
+        """The whole grammar, rule by rule. ``content``: the rule of an answer that calls nothing, if it is no text."""
         rules = {"answer": self._answer(content)}
         if reasoning is None:
             rules = {"start": "answer"} | rules
         else:
             rules = self._thoughts(reasoning, opened) | rules
         if content is not None:
-            rules["content"] = f"%json {_json(content | {'x-guidance': SPACING})}"
+            rules["content"] = content
         elif self._request.mode != "required":
             rules["TEXT"] = self._free_text()
             if not self._special(self._form.opening) and self._request.mode == "auto":
@@ -70,7 +77,7 @@ class _Grammar:
             rules |= self._calls()
         return "".join(f"{name}: {body}\n" for name, body in rules.items())
 
-    def _answer(self, content: dict[str, Any] | None) -> str:
+    def _answer(self, content: str | None) -> str:
         """What may be answered, by the request's mode."""
         plain = "TEXT" if content is None else "content"
         if self._request.mode == "none":
@@ -117,8 +124,7 @@ class _Grammar:
     def _call(self, function: Function) -> str:
         """One call, between its markers."""
         form = self._form
-        schema = self._schema(function)
-        arguments = f"%json {_json(schema | {'x-guidance': SPACING})}"
+        arguments = _json_rule(self._schema(function), strict=function.strict)
         if form.layout == "named":
             return f"{_literal(function.name)} {self._marker(ARGS_MARKER)} {arguments}"
         head = f'{{"name": {json.dumps(function.name)}, "{form.argument_key}": '
@@ -155,8 +161,12 @@ class _Grammar:
         return f"{_literal(text)} {self._marker(marker)}" if self._special(marker) else _literal(text + marker)
 
 
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _json_rule(schema: dict[str, Any], *, strict: bool) -> str:
+    """JSON of a schema. Not ``strict``: as far as a grammar can say it."""
+    if not _KNOWN_DRAFT.match(str(schema.get("$schema", ""))):
+        schema = {key: value for key, value in schema.items() if key != "$schema"}
+    options = SPACING if strict else SPACING | _LENIENT
+    return f"%json {json.dumps(schema | {'x-guidance': options}, ensure_ascii=False)}"
 
 
 def _literal(text: str) -> str:

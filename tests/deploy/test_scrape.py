@@ -197,7 +197,7 @@ def test_probes_are_answered(site: Site) -> None:
 
 
 def test_rules_are_evaluated_without_faults(site: Site, eventually: Callable[..., None]) -> None:
-    """Prometheus evaluates every rule; the restart fires, the kill switch and the upstream that is not there wait for their time."""
+    """Prometheus evaluates every rule: the restart fires, the kill switch and the lost upstream wait for their time."""
 
     def rules() -> dict[str, dict[str, Any]]:
         (group,) = site.prometheus.ask("rules")["groups"]

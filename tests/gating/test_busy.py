@@ -23,9 +23,9 @@ SHADOW = GateState(route="r", revision="a" * 64, phase="shadow", created=0.0, en
 
 @pytest.mark.timeout(300)
 def test_a_candidate_leaves_shadow_while_users_always_wait(gated: Gated, eventually: Callable[..., None]) -> None:
-    """Streams of two lengths, each followed by the next at once. Pairs are computed and compared beside them, hardly any
-    of them timed; their tokens and the audits bring the candidate into its canary, and the log says that live traffic
-    has to prove the speed. The streams' text stays the same throughout."""
+    """Streams of two lengths, each followed by the next at once. Pairs are computed and compared beside them, hardly
+    any of them timed; their tokens and the audits bring the candidate into its canary, and the log says that live
+    traffic has to prove the speed. The streams' text stays the same throughout."""
     assert BUSY.count("budget: 0.3") == 1
     gated.write(OFF, BUSY)
     gated.run()

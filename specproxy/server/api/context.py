@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from specproxy.errors import InvalidRequest, ModelNotFound
 from specproxy.text.template import ChatTemplate
 from specproxy.text.tokenizer import Tokenizer
+from specproxy.tools.formats import ToolFormat, detect
+from specproxy.tools.reasoning import ReasoningFormat, detect_reasoning
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,8 @@ class ApiContext:
     """The served model as requests see it; built once the engine has said hello.
 
     ``name`` is what answers carry; ``aliases`` are accepted too. ``max_model_len`` bounds prompt and answer together,
-    tokens. ``template`` is ``None`` for a base model: it has completions, but no chat.
+    tokens. ``template`` is ``None`` for a base model: it has completions, but no chat. ``form`` and ``reasoning``: how
+    the model writes tool calls and thoughts, ``None`` where its template shows none of the known ways.
     """
 
     tokenizer: Tokenizer
@@ -23,11 +28,39 @@ class ApiContext:
     name: str
     max_model_len: int
     aliases: tuple[str, ...] = ()
+    form: ToolFormat | None = None
+    reasoning: ReasoningFormat | None = None
 
     @classmethod
-    def load(cls, model_dir: Path, name: str, max_model_len: int, aliases: tuple[str, ...] = ()) -> ApiContext:
-        """Read tokenizer and template of a model folder. Raises ModelLoadError when there is no usable tokenizer."""
-        return cls(Tokenizer.load(model_dir), ChatTemplate.load(model_dir), name, max_model_len, aliases)
+    def load(
+        cls,
+        model_dir: Path,
+        name: str,
+        max_model_len: int,
+        aliases: tuple[str, ...] = (),
+        *,
+        tool_format: str | None = None,
+    ) -> ApiContext:
+        """Read tokenizer and template of a model folder. ``tool_format``: the form of its tool calls, where the
+        template does not show it. Raises ModelLoadError when there is no usable tokenizer, ConfigError for a form that
+        is not known."""
+        template = ChatTemplate.load(model_dir)
+        return cls(
+            Tokenizer.load(model_dir),
+            template,
+            name,
+            max_model_len,
+            aliases,
+            detect(None if template is None else template.tool_source, tool_format),
+            detect_reasoning(None if template is None else template.source),
+        )
+
+    @cached_property
+    def token_ids(self) -> Mapping[str, int]:
+        """The markers of tool calls and thoughts that are special tokens."""
+        markers = (self.form.markers if self.form else ()) + (self.reasoning.markers if self.reasoning else ())
+        ids = {marker: self.tokenizer.inner.token_to_id(marker) for marker in markers}
+        return {marker: token for marker, token in ids.items() if token in self.tokenizer.special_ids}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -8,21 +8,28 @@ from msgspec import UNSET, Struct, UnsetType
 
 from specproxy.server.api.logprobs import ChatLogprobs, LegacyLogprobs
 from specproxy.server.api.usage import Usage
+from specproxy.tools.shapes import FunctionCall, FunctionDelta, ToolCall, ToolCallDelta
 
 
 class ChatDelta(Struct):
     """What a chunk adds to the message."""
 
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChatMessage(Struct):
-    """The whole message."""
+    """The whole message. ``content`` is ``null`` where it only calls."""
 
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct):

@@ -41,5 +41,5 @@ def answer_schema(given: dict[str, Any] | None) -> AnswerSchema | None:
 
 
 def wants_format(body: bytes) -> bool:
-    """Whether a body may have a schema to compile, which takes longer than reading it."""
-    return b'"json_schema"' in body
+    """Whether a body may have schemas to compile, which takes longer than reading it."""
+    return any(name in body for name in (b'"json_schema"', b'"tools"', b'"functions"'))
