@@ -88,7 +88,7 @@ class Assessment(Struct, frozen=True):
         """What is not proven yet before the candidate may take over: the goal in live traffic, and every margin in one
         of the two places. A rate that never occurred is not asked for."""
         lacking = [*self.lacking_for_canary(), *self._unproven(SPEED, "live")]
-        for metric in (COST, *rules.tail_margins, *rules.rate_margins):
+        for metric in (COST, *rules.tail_margins, *rules.must_prove):
             verdicts = {finding.verdict for finding in self.of(metric)}
             if "pass" in verdicts or (metric in rules.rate_margins and verdicts == {"absent"}):
                 continue

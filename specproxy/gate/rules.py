@@ -49,6 +49,13 @@ class Rules(Struct, frozen=True, kw_only=True):
         return math.log1p(self.min_gain) if self.goal == "faster" else -math.log1p(self.min_gain)
 
     @property
+    def must_prove(self) -> tuple[str, ...]:
+        """Rates that a promotion needs proof of. Near-ties are watched everywhere, as a fault that is too small for one
+        answer shows in their number; where answers are bitwise, their tokens are proven one by one, and no more is
+        asked for."""
+        return tuple(name for name in self.rate_margins if name != TIES or not self.mismatch.zero)
+
+    @property
     def pass_alpha(self) -> float:
         """Error probability for keeping a margin: shadow pairs or live traffic may prove it."""
         return ALPHA / 2
@@ -70,7 +77,7 @@ def rules_for(settings: Settings) -> Rules:
         min_gain=gate.min_gain,
         mismatch=MismatchTest(not numeric, test.p0, test.p1, test.alpha, test.beta),
         tail_margins={"ttft_p95": margins.ttft_p95, "itl_p95": margins.itl_p95},
-        rate_margins={name: getattr(margins, name) for name in RATES if numeric or name != TIES},
+        rate_margins={name: getattr(margins, name) for name in RATES},
         cost_margin=margins.cost,
         canary=tuple(sorted(gate.canary)),
         min_samples=gate.min_samples,

@@ -79,7 +79,7 @@ class Margins(Closed):
     """How much worse a candidate may be than what serves now. As a share: 95th percentiles of the time to the first
     token and between tokens, device time of a conversation (``cost``). In absolute terms, how much lower a rate: valid
     structured outputs, valid tool calls, conversations whose replay has identical text (``stability``), audited answers
-    without an explained near-tie (``ties``; on numeric routes alone)."""
+    without an explained near-tie (``ties``; where answers are bitwise it need not be proven, only not be broken)."""
 
     ttft_p95: Annotated[float, Meta(ge=0)] = 0.05
     itl_p95: Annotated[float, Meta(ge=0)] = 0.05

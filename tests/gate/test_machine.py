@@ -229,12 +229,12 @@ def test_a_canary_whose_steps_were_taken_away_is_paused() -> None:
 
 
 def test_rules_come_from_the_effective_settings() -> None:
-    """Every key of the gate's mapping arrives; near-ties are a rate in numeric mode only."""
+    """Every key of the gate's mapping arrives; near-ties are to be proven in numeric mode only."""
     gate = Gate(mode="manual", goal="no_worse", min_gain=0.1, canary=[0.5, 0.1], min_samples=7, max_age_h=2)
     given = rules_for(Settings(gate=gate, exactness="numeric"))
     assert (given.mode, given.goal, given.min_gain, given.min_samples) == ("manual", "no_worse", 0.1, 7)
     assert (given.canary, given.max_age_s) == ((0.1, 0.5), 7200)
-    assert (given.mismatch.zero, "ties" in given.rate_margins) == (False, True)
-    assert (RULES.mismatch.zero, "ties" in RULES.rate_margins) == (True, False)
+    assert (given.mismatch.zero, "ties" in given.must_prove) == (False, True)
+    assert (RULES.mismatch.zero, "ties" in RULES.must_prove) == (True, False)
     assert rules_for(Settings()).mode == "off"
     assert replace(given, goal="faster").least_log_gain == -given.least_log_gain
