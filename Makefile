@@ -62,7 +62,7 @@ $(RUN_STAMP): pyproject.toml constraints.txt scripts/install
 	@scripts/install $(VENV) $(SPECPROXY_TORCH)
 	@touch $@
 
-$(DEV_STAMP): $(RUN_STAMP)
+$(DEV_STAMP): $(RUN_STAMP) tests/deploy/requirements.txt
 	@scripts/install $(VENV) $(SPECPROXY_TORCH) dev
 	@touch $@
 
