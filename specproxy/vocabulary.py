@@ -207,7 +207,8 @@ class RequestRecord(Struct):
     """One request from start to end: the single value that feeds logs, metrics, gate, audit and capture.
 
     Wall-clock ``started`` in Unix seconds; durations in seconds. ``structured``: of every choice that had to have a
-    schema, whether it has: "valid", "invalid", or "truncated" before its end.
+    schema, whether it has: "valid", "invalid", or "truncated" before its end. ``tool_calls``: of every call in the
+    answer, how it was written: "well-formed", "malformed", or "truncated".
     """
 
     request_id: str
@@ -239,3 +240,4 @@ class RequestRecord(Struct):
     reason: str | None = None
     retries: int = 0
     structured: list[str] = []
+    tool_calls: list[str] = []

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from specproxy.backend import Backend
@@ -69,6 +70,9 @@ class Job:
         record.finish_reasons = list(self.answer.finish_reasons)
         record.completion_tokens = self.answer.completion_tokens
         record.structured = list(self.answer.verdicts)
+        record.tool_calls = list(self.answer.call_verdicts)
+        for fault in self.answer.call_faults:
+            structlog.get_logger().warning("tool call broken", request_id=record.request_id, fault=fault)
         return self.answer.finish(self.disclose())
 
     def book(self) -> None:

@@ -44,6 +44,7 @@ class Metrics:
         self.requests = counter("requests", "Requests answered, by HTTP status.", (*WHERE, "status"))
         self.endings = counter("endings", "Answers ended, by finish reason.", (*WHERE, "finish_reason"))
         self.structured = counter("structured_answers", "Answers to a schema, by verdict.", ("route", "verdict"))
+        self.tool_calls = counter("tool_calls", "Tool calls in answers, by verdict.", ("route", "verdict"))
         self.first_token = histogram("time_to_first_token_seconds", "Arrival to first token.", _FIRST_S)
         self.per_token = histogram("inter_token_latency_seconds", "Time per token after the first.", _TOKEN_S)
         self.duration = histogram("request_duration_seconds", "Arrival to end of the answer.", _WHOLE_S)
@@ -150,6 +151,8 @@ class Metrics:
             self.endings.labels(*where, reason).inc()
         for verdict in record.structured:
             self.structured.labels(record.route, verdict).inc()
+        for verdict in record.tool_calls:
+            self.tool_calls.labels(record.route, verdict).inc()
         self.prompt_tokens.labels(*where).inc(record.prompt_tokens)
         self.cached_tokens.labels(*where).inc(record.cached_tokens)
         self.queued.labels(*where).observe(record.queued_s)

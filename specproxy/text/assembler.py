@@ -50,9 +50,7 @@ class Assembler:
     __slots__ = ("_chars", "_detokenizer", "_matcher", "_options", "ended", "num_tokens")
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: TextOptions) -> None:
-        self._detokenizer = detokenizer_for(
-            tokenizer, prompt, skip_special=options.skip_special, kept=options.kept
-        )
+        self._detokenizer = detokenizer_for(tokenizer, prompt, skip_special=options.skip_special, kept=options.kept)
         self._matcher = StopMatcher(options.stops) if options.stops else None
         self._options = options
         self._chars = 0

@@ -94,6 +94,8 @@ def _function(given: Any, form: ToolFormat | None, where: str) -> dict[str, Any]
 def _answer(message: Mapping[str, Any], waiting: dict[str, dict[str, Any]], where: str) -> dict[str, Any]:
     """A tool's answer, with the id and name of the call that it answers, which is then no longer waiting."""
     own = message.get("tool_call_id")
+    if own is not None and not isinstance(own, str):
+        raise InvalidRequest(f"`{where}.tool_call_id` must be a string", param=f"{where}.tool_call_id")
     named = message.get("name")
     if own is None:
         matching = (key for key, call in waiting.items() if named in (None, call["function"]["name"]))

@@ -83,12 +83,11 @@ def finish_reason(ending: str, num_calls: int, *, legacy: bool = False) -> str:
 
 @dataclass
 class MessageParts:
-    """A whole message, gathered from an answer's events. ``faults``: why parts that looked like calls were none."""
+    """A whole message, gathered from an answer's events."""
 
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
 
     def add(self, events: Sequence[Event]) -> None:
         """Take the next events."""
@@ -101,8 +100,6 @@ class MessageParts:
                 self.tool_calls.append(ToolCall(id=event.id, function=FunctionCall(event.name, "")))
             elif isinstance(event, Arguments):
                 self.tool_calls[event.index].function.arguments += event.fragment
-            if isinstance(event, Malformed | CallEnds) and event.fault:
-                self.faults.append(event.fault)
 
     @property
     def content(self) -> str | None:

@@ -63,11 +63,11 @@ def test_the_older_form_has_one_call_without_index() -> None:
 
 
 def test_a_whole_message_is_gathered() -> None:
-    """Content, thoughts, calls and faults of an answer, however its events came."""
+    """Content, thoughts and calls of an answer, however its events came."""
     parts = MessageParts()
     for event in EVENTS:
         parts.add([event])
-    assert (parts.content, parts.reasoning_content, parts.faults) == ("So<tool_call>x", "hm", ["why"])
+    assert (parts.content, parts.reasoning_content) == ("So<tool_call>x", "hm")
     calls = [ChatCompletionMessageFunctionToolCall.model_validate(plain(call)) for call in parts.tool_calls]
     assert [(call.id, call.function.name, call.function.arguments) for call in calls] == [
         ("call_0", "a", '{"x": 1}'),
@@ -81,7 +81,7 @@ def test_a_message_that_only_calls_has_no_content() -> None:
     parts = MessageParts()
     assert (parts.content, parts.reasoning_content, parts.function_call) == ("", None, None)
     parts.add([CallBegins(0, "call_0", "a"), CallEnds(0, "broke off")])
-    assert (parts.content, parts.faults) == (None, ["broke off"])
+    assert parts.content is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from specproxy.server.api.choice import Choice
 from specproxy.server.api.envelope import AnyChoice, Envelope
 from specproxy.server.api.parsed import ParsedRequest
 from specproxy.server.api.shapes import shape_of
+from specproxy.server.api.tools import CallVerdict
 from specproxy.server.api.usage import CompletionDetails, PromptDetails, Usage
 from specproxy.structured.schemas import Verdict
 from specproxy.text.assembler import Assembler, TextOptions
@@ -65,6 +66,7 @@ class Answer:
             request.include_stop,
             request.skip_special_tokens,
             request.params.min_tokens,
+            frozenset() if request.reading is None else request.reading.kept,
         )
         self._choices = [
             Choice(
@@ -74,6 +76,7 @@ class Answer:
                 wants_logprobs=request.params.logprobs is not None,
                 alignment=Alignment(request.prediction) if request.prediction else None,
                 schema=request.schema,
+                reader=None if request.reading is None else request.reading.reader(meta.id, row * request.n + i),
             )
             for row, prompt in enumerate(request.prompts)
             for i in range(request.n)
@@ -101,7 +104,7 @@ class Answer:
     @property
     def finish_reasons(self) -> list[str]:
         """Of every choice that is complete, in order."""
-        return [choice.ending for choice in self._choices if choice.ending is not None]
+        return [choice.finish_reason for choice in self._choices if choice.finish_reason is not None]
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -109,6 +112,16 @@ class Answer:
         eos = self._request.context.tokenizer.eos_token_ids
         verdicts = [choice.verdict(eos) for choice in self._choices]
         return [verdict for verdict in verdicts if verdict is not None]
+
+    @property
+    def call_verdicts(self) -> list[CallVerdict]:
+        """Of every call that was made or looked like one, how it was written."""
+        return [verdict for choice in self._choices if choice.reader is not None for verdict in choice.reader.verdicts]
+
+    @property
+    def call_faults(self) -> list[str]:
+        """What was wrong with calls that were not well formed."""
+        return [fault for choice in self._choices if choice.reader is not None for fault in choice.reader.faults]
 
     @property
     def completion_tokens(self) -> int:
@@ -164,8 +177,9 @@ class Answer:
             if opening is not None:
                 events.append(self._event([opening], prompt_token_ids=self._shape.prompt_token_ids()))
         ended = choice.ending is not None
-        if choice.pending.parts or (ended and choice.pending.tokens and self._shows_tokens):
-            events.append(self._event([self._shape.part(choice, choice.take())]))
+        pending = choice.pending
+        if pending.parts or pending.events or (ended and pending.tokens and self._shows_tokens):
+            events += [self._event([part]) for part in self._shape.parts(choice, choice.take())]
         if ended:
             if self._running:
                 events.append(self._event([self._shape.end(choice)]))

@@ -14,7 +14,9 @@ from specproxy.server.api.messages import template_messages
 from specproxy.server.api.parsed import ParsedRequest, Prompt
 from specproxy.server.api.request import build_request, read_body
 from specproxy.server.api.room import check_max_tokens, encode_prompt, room_for_answer
+from specproxy.server.api.tools import reading_of, requested_tools, tool_grammar
 from specproxy.structured.grammars import refuse_beside_grammar
+from specproxy.tools.request import ToolRequest
 
 _TEMPLATE_ARGUMENTS = ("messages", "tools", "add_generation_prompt")
 """Variables of the template that the request has its own fields for."""
@@ -33,6 +35,11 @@ class ChatFields(CommonFields, kw_only=True):
     reasoning_effort: str | None = None
     verbosity: str | None = None
     response_format: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: Any = None
+    functions: Any = None
+    function_call: Any = None
 
 
 def parse_chat(body: bytes, context: ApiContext) -> ParsedRequest:
@@ -43,14 +50,20 @@ def parse_chat(body: bytes, context: ApiContext) -> ParsedRequest:
     given, fields = read_body(body, ChatFields, "chat", context)
     params = sampling_params(fields, context.tokenizer.vocab_size, logprobs=_logprobs(fields))
     schema = answer_schema(fields.response_format)
-    if schema is not None:
-        params = replace(params, grammar=schema.grammar)
-        refuse_beside_grammar(params)
+    tools = requested_tools(given, context)
     asked = _max_tokens(fields)
-    text = _render(fields, context)
+    text = _render(fields, context, tools)
+    grammar = "" if schema is None else schema.grammar
+    if tools is not None:
+        grammar = tool_grammar(context, tools, text, schema, fields.response_format)
+    if grammar:
+        params = replace(params, grammar=grammar)
+        refuse_beside_grammar(params)
+    reading = reading_of(context, tools, text, constrained=schema is not None)
     ids = encode_prompt(context, text, "messages", special=bool(fields.add_special_tokens))
     limit = room_for_answer(context, len(ids), asked, None, "messages")
-    return build_request("chat", context, given, fields, params, [Prompt(ids, text, limit)], asked, schema=schema)
+    prompt = Prompt(ids, text, limit)
+    return build_request("chat", context, given, fields, params, [prompt], asked, schema=schema, reading=reading)
 
 
 def _logprobs(fields: ChatFields) -> int | None:
@@ -69,9 +82,9 @@ def _max_tokens(fields: ChatFields) -> int | None:
     return older if newer is None else newer
 
 
-def _render(fields: ChatFields, context: ApiContext) -> str:
+def _render(fields: ChatFields, context: ApiContext, tools: ToolRequest | None) -> str:
     """The prompt's text. Raises InvalidRequest."""
-    messages = template_messages(fields.messages)
+    messages = template_messages(fields.messages, context.form)
     if context.template is None:
         raise InvalidRequest(f"the model `{context.name}` has no chat template; use /v1/completions", param="messages")
     resume = bool(fields.continue_final_message)
@@ -90,5 +103,6 @@ def _render(fields: ChatFields, context: ApiContext) -> str:
         messages,
         add_generation_prompt=generation,
         continue_final_message=resume,
+        tools=None if tools is None else tools.declarations,
         kwargs={name: hint for name, hint in hints.items() if hint is not None} | kwargs,
     )

@@ -53,6 +53,11 @@ FIELDS: tuple[ApiField, ...] = (
             "reasoning_effort": "given to the chat template under this name",
             "verbosity": "given to the chat template under this name",
             "response_format": "`text`, `json_object`, `json_schema`; strict: a keyword that no grammar has is a 400",
+            "tools": "functions; up to 128; a strict one's schema, or that of one that must be called, is kept to",
+            "tool_choice": "`none`, `auto`, `required`, a function's name, or `allowed_tools`",
+            "parallel_tool_calls": "false: one call in an answer at most",
+            "functions": "the older form of `tools`, answered by `function_call`",
+            "function_call": "the older form of `tool_choice`",
         },
     ),
     *_rows(
@@ -115,19 +120,10 @@ FIELDS: tuple[ApiField, ...] = (
             "session_id": "routing to a replica; there is one",
         },
     ),
-    *_rows(
-        "inert",
-        "chat",
-        {
-            "parallel_tool_calls": "tools are refused, so there is nothing to call",
-            "include_reasoning": "reasoning is not split from the answer",
-            "separate_reasoning": "as `include_reasoning`",
-            "stream_reasoning": "as `include_reasoning`",
-        },
-    ),
-    *_refused("chat", "not built yet", {"tools": ([],), "tool_choice": ("none", "auto")}),
     *_refused(
-        "chat", "not built yet; the older form of tools", {"functions": ([],), "function_call": ("none", "auto")}
+        "chat",
+        "thoughts come as `reasoning_content`, as they are made",
+        {"include_reasoning": (True,), "separate_reasoning": (True,), "stream_reasoning": (True,)},
     ),
     *_refused("completions", "chat completions have it", {"response_format": ({"type": "text"},)}),
     *_refused("chat", "text only", {"modalities": (["text"],), "audio": (), "mm_processor_kwargs": ()}),

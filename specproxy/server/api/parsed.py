@@ -13,6 +13,7 @@ from specproxy.vocabulary import MAX_SEED, Decision, SamplingParams, Submission
 if TYPE_CHECKING:
     from specproxy.server.api.answer import Answer, AnswerMeta
     from specproxy.server.api.context import ApiContext
+    from specproxy.server.api.tools import Reading
     from specproxy.structured.schemas import AnswerSchema
 
 Endpoint = Literal["chat", "completions"]
@@ -39,7 +40,8 @@ class ParsedRequest:
     ``model`` is the served name (aliases resolved), ``body`` the JSON object as sent (policy facts are read from it).
     ``max_tokens`` is what the client asked for, ``None`` when it left it to us. ``seed`` is ``None`` when the client
     gave none; else already below MAX_SEED (Python's ``seed % 2**53``). ``params.max_tokens`` is meaningless here: every
-    prompt has its own. ``schema``: what the answer has to be.
+    prompt has its own. ``schema``: what the answer has to be; ``reading``: how calls and thoughts are told from its
+    text, ``None`` where it is all text.
     ``unknown`` lists the top-level fields that nothing knows, for the log.
     """
 
@@ -65,6 +67,7 @@ class ParsedRequest:
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     schema: AnswerSchema | None = None
+    reading: Reading | None = None
     unknown: tuple[str, ...] = ()
 
     @property

@@ -19,6 +19,7 @@ from specproxy.server.api.context import ApiContext
 from specproxy.server.api.fields import fields_of, refuse_unsupported
 from specproxy.server.api.parsed import Endpoint, ParsedRequest, Prompt
 from specproxy.server.api.room import check_min_tokens, encode_prediction
+from specproxy.server.api.tools import Reading
 from specproxy.structured.schemas import AnswerSchema
 from specproxy.vocabulary import SamplingParams
 
@@ -49,9 +50,10 @@ def build_request(
     *,
     echo: bool = False,
     schema: AnswerSchema | None = None,
+    reading: Reading | None = None,
 ) -> ParsedRequest:
     """The request from its parts. ``asked``: the limit on tokens that the client gave. ``schema``: what the answer
-    has to be. Raises InvalidRequest."""
+    has to be; ``reading``: how it is read. Raises InvalidRequest."""
     check_min_tokens(params.min_tokens, min(prompt.max_tokens for prompt in prompts))
     options = stream_options_of(fields)
     known = fields_of(endpoint)
@@ -74,6 +76,7 @@ def build_request(
         prediction=encode_prediction(context, prediction_text(fields)),
         echo=echo,
         schema=schema,
+        reading=reading,
         return_token_ids=bool(fields.return_token_ids),
         cache_salt=fields.cache_salt or "",
         metadata=fields.metadata,

@@ -17,6 +17,7 @@ from specproxy.server.api.envelope import (
 )
 from specproxy.server.api.logprobs import ChatLogprobs, LegacyLogprobs, chat_logprobs, echo_logprobs, legacy_logprobs
 from specproxy.server.api.parsed import ParsedRequest
+from specproxy.tools.shapes import Additions, MessageParts, additions
 
 
 class Shape(Protocol):
@@ -29,8 +30,8 @@ class Shape(Protocol):
         """What a choice's stream begins with, if anything."""
         ...
 
-    def part(self, choice: Choice, shown: Shown) -> AnyChoice:
-        """More of a choice."""
+    def parts(self, choice: Choice, shown: Shown) -> list[AnyChoice]:
+        """More of a choice, for a chunk each."""
         ...
 
     def end(self, choice: Choice) -> AnyChoice:
@@ -55,33 +56,43 @@ class ChatShape:
     def __init__(self, request: ParsedRequest) -> None:
         self._request = request
         self._with_logprobs = request.params.logprobs is not None
+        self._calls = request.reading is not None and request.reading.tools is not None
+        self._legacy = request.reading is not None and request.reading.legacy
 
     def opening(self, choice: Choice) -> AnyChoice:
-        """The role, with empty content."""
-        return ChatChunkChoice(choice.index, ChatDelta("assistant", ""))
+        """The role, with empty content; with none yet where the message may only call."""
+        return ChatChunkChoice(choice.index, ChatDelta("assistant", None if self._calls else ""))
 
-    def part(self, choice: Choice, shown: Shown) -> AnyChoice:
-        """More content."""
-        return ChatChunkChoice(
+    def parts(self, choice: Choice, shown: Shown) -> list[AnyChoice]:
+        """More content, thoughts and calls. What is told of tokens stands beside the first."""
+        if choice.reader is None:
+            deltas = [ChatDelta(content=shown.text)]
+        else:
+            deltas = [_delta(added) for added in additions(shown.events, legacy=self._legacy)] or [ChatDelta()]
+        first = ChatChunkChoice(
             choice.index,
-            ChatDelta(content=shown.text),
+            deltas[0],
             self._logprobs(shown),
             token_ids=shown.tokens if self._request.return_token_ids else UNSET,
         )
+        return [first, *(ChatChunkChoice(choice.index, delta) for delta in deltas[1:])]
 
     def end(self, choice: Choice) -> AnyChoice:
         """An empty delta with the finish reason."""
         return ChatChunkChoice(
-            choice.index, ChatDelta(), finish_reason=choice.ending, stop_reason=_stop_reason(self._request, choice)
+            choice.index,
+            ChatDelta(),
+            finish_reason=choice.finish_reason,
+            stop_reason=_stop_reason(self._request, choice),
         )
 
     def whole(self, choice: Choice, shown: Shown) -> AnyChoice:
         """The message."""
         return ChatChoice(
             choice.index,
-            ChatMessage(shown.text),
+            ChatMessage(shown.text) if choice.reader is None else self._message(shown),
             self._logprobs(shown),
-            choice.ending,
+            choice.finish_reason,
             stop_reason=_stop_reason(self._request, choice),
             token_ids=shown.tokens if self._request.return_token_ids else UNSET,
         )
@@ -89,6 +100,17 @@ class ChatShape:
     def prompt_token_ids(self) -> list[int] | UnsetType:
         """There is one prompt, so its ids stand beside the choices."""
         return self._request.prompts[0].ids if self._request.return_token_ids else UNSET
+
+    def _message(self, shown: Shown) -> ChatMessage:
+        """What was read of an answer's text."""
+        parts = MessageParts()
+        parts.add(shown.events)
+        return ChatMessage(
+            parts.content,
+            reasoning_content=UNSET if parts.reasoning_content is None else parts.reasoning_content,
+            tool_calls=UNSET if self._legacy or not parts.tool_calls else parts.tool_calls,
+            function_call=UNSET if not self._legacy or parts.function_call is None else parts.function_call,
+        )
 
     def _logprobs(self, shown: Shown) -> ChatLogprobs | None:
         return chat_logprobs(self._request.context.tokenizer, shown.logprobs) if self._with_logprobs else None
@@ -115,11 +137,10 @@ class CompletionShape:
             prompt_token_ids=self._prompt_ids(choice),
         )
 
-    def part(self, choice: Choice, shown: Shown) -> AnyChoice:
+    def parts(self, choice: Choice, shown: Shown) -> list[AnyChoice]:
         """More text."""
-        return CompletionChoice(
-            choice.index, shown.text, self._logprobs(choice, shown), token_ids=self._token_ids(shown)
-        )
+        logprobs = self._logprobs(choice, shown)
+        return [CompletionChoice(choice.index, shown.text, logprobs, token_ids=self._token_ids(shown))]
 
     def end(self, choice: Choice) -> AnyChoice:
         """Empty text with the finish reason."""
@@ -168,6 +189,15 @@ class CompletionShape:
 def shape_of(request: ParsedRequest) -> Shape:
     """The shape of the endpoint that the request came to."""
     return ChatShape(request) if request.endpoint == "chat" else CompletionShape(request)
+
+
+def _delta(added: Additions) -> ChatDelta:
+    return ChatDelta(
+        content=added.content,
+        reasoning_content=added.reasoning_content,
+        tool_calls=added.tool_calls,
+        function_call=added.function_call,
+    )
 
 
 def _stop_reason(request: ParsedRequest, choice: Choice) -> str | int | UnsetType:

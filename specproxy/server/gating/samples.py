@@ -28,7 +28,8 @@ class Sample(Struct, frozen=True):
     """A finished answer. ``tokens_per_s``: after the first token, ``None`` where there are too few; ``itl_p95_s``: of
     its inter-token times; ``cost_s``: device seconds, its share of the engine's steps by rows;
     ``load``: sequences in flight; ``valid``: of its choices that came to their end, whether each has the schema that it
-    had to have; ``tokens`` and ``steps``: answered, and of the target that made them."""
+    had to have; ``called``: of its tool calls that were not cut short, whether each is well formed; ``tokens`` and
+    ``steps``: answered, and of the target that made them."""
 
     route: str
     revision: str
@@ -43,6 +44,7 @@ class Sample(Struct, frozen=True):
     tokens: int = 0
     steps: int = 0
     valid: tuple[bool, ...] = ()
+    called: tuple[bool, ...] = ()
 
     @property
     def stratum(self) -> tuple[int, int]:
@@ -68,6 +70,7 @@ def sample_of(record: RequestRecord, *, tokens_per_s: float | None, itl_p95_s: f
         tokens=record.completion_tokens,
         steps=record.steps,
         valid=tuple(verdict == "valid" for verdict in record.structured if verdict != "truncated"),
+        called=tuple(verdict == "well-formed" for verdict in record.tool_calls if verdict != "truncated"),
     )
 
 
@@ -127,6 +130,8 @@ class Samples:
                 live.tails[metric].add(value, candidate=candidate)
         for good in sample.valid:
             live.rates["structured"].add(candidate=candidate, good=good)
+        for good in sample.called:
+            live.rates["tools"].add(candidate=candidate, good=good)
         if sample.tokens_per_s is None or sample.cost_s is None:
             return
         if name not in self._live:
