@@ -18,13 +18,14 @@ RESERVED_NAMES = frozenset({"auto", "off", "engine"})
 class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     """The target. ``path`` is a folder or a Hugging Face id; the default is the bundled house model.
 
-    ``tensor_parallel``: GPUs of this host that share the target, from ``device`` on; they must divide its heads and MLP
-    width. ``kv_memory``, of each GPU: bytes, or text such as "512MB" or "2GB"; "auto" takes what else leaves of a GPU,
-    or half of what a CPU has free. ``memory_share``: of a GPU's memory, how much may be used in all. ``exactness``:
-    "auto" takes the best rung that the start-up self-test proves; "numeric" skips the padding that bitwise equality
-    needs. ``compile``: "auto" runs a small bf16 model of the Llama family on CPU in compiled code, where there is a C++
-    compiler; "off" never does. ``grow``: the large shape that a small Llama is grown into without changing what it
-    computes, to measure what that shape costs: llama-3-8b, llama-3-70b.
+    ``tensor_parallel``: GPUs of this host that share the target, from ``device`` on; they must divide its heads and
+    MLP width. ``kv_memory``, of each GPU: bytes, or text such as "512MB" or "2GB"; "auto" takes what else leaves of a
+    GPU, or half of what a CPU has free. ``memory_share``: of a GPU's memory, how much may be used in all.
+    ``exactness``: "auto" takes the best rung that the start-up self-test proves; "numeric" skips the padding that
+    bitwise equality needs. ``tool_format``: how the model writes tool calls, where its chat template does not show
+    it: hermes, house, llama3, mistral, mistral-named. ``compile``: "auto" runs a small bf16 model of the Llama family
+    on CPU in compiled code, where there is a C++ compiler; "off" never does. ``grow``: the large shape that a small
+    Llama is grown into without changing what it computes, to measure what that shape costs: llama-3-8b, llama-3-70b.
     """
 
     path: str = "house"
@@ -42,6 +43,7 @@ class ModelConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     exactness: Literal["auto", "numeric"] = "auto"
     compile: Literal["auto", "off"] = "auto"
     trust_remote_code: bool = False
+    tool_format: Literal["", "hermes", "house", "llama3", "mistral", "mistral-named"] = ""
     grow: str = ""
 
 

@@ -19,6 +19,7 @@ import uvloop
 from msgspec import structs
 
 from specproxy.config.keys import KeyRing
+from specproxy.config.schema import ModelConfig
 from specproxy.errors import Draining
 from specproxy.policy.catalogue import Catalogue
 from specproxy.policy.policy import PolicySet
@@ -141,7 +142,7 @@ class Server:
         """Until the engine is ready and the tokenizer read; False when told to stop meanwhile."""
         config, state = self._launch.config, self._state
         folder = local_folder(config.model.path)
-        early = asyncio.create_task(asyncio.to_thread(ApiContext.load, folder, "", 0)) if folder else None
+        early = asyncio.create_task(asyncio.to_thread(_context, config.model, folder)) if folder else None
         hello_task = asyncio.ensure_future(state.backend.wait_ready())
         while not hello_task.done() and not self._stopping.is_set():
             await asyncio.wait({hello_task}, timeout=_TICK_S)
@@ -150,7 +151,7 @@ class Server:
             hello_task.cancel()
             return False
         hello = await hello_task
-        parts = await early if early else await asyncio.to_thread(_fetched_context, config.model.path)
+        parts = await early if early else await asyncio.to_thread(_fetched_context, config.model)
         context = replace(
             parts,
             name=config.model.name or hello.model.name,
@@ -270,5 +271,9 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _fetched_context(path: str) -> ApiContext:
-    return ApiContext.load(fetched_folder(path), "", 0)
+def _context(model: ModelConfig, folder: Path) -> ApiContext:
+    return ApiContext.load(folder, "", 0, tool_format=model.tool_format or None)
+
+
+def _fetched_context(model: ModelConfig) -> ApiContext:
+    return _context(model, fetched_folder(model.path))

@@ -96,7 +96,7 @@ def require_format(form: ToolFormat | None, model: str) -> ToolFormat:
     if form is None:
         raise InvalidRequest(
             f"tools cannot be offered to `{model}`: its chat template shows none of the forms of tool calls known here"
-            f" ({_choices()}). If it was trained on one of them, name that form where the server is started.",
+            f" ({_choices()}). If it was trained on one of them, name that form by model.tool_format.",
             param="tools",
             code="tools_not_supported",
         )
