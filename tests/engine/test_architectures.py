@@ -106,7 +106,7 @@ def test_identity_on_other_architectures(
                 "sampling": sampling,
                 "n": 1,
             }
-            assert identity.mismatches(case, mini[k : k + 6]) == []
+            assert identity.mismatches(case, mini[k : k + 8]) == []
     assert identity.accepted_lengths("replay") == set(range(9))
 
 

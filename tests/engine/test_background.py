@@ -86,7 +86,9 @@ def make_bench(
             return bench.now
 
         scheduler = Scheduler(right.scheduler.pool, max_sequences, True, right.drafting.loaded.release, clock)
-        bench.engine = Engine(right.runner, scheduler, right.drafting, right._controller, right._vocab, clock)
+        bench.engine = Engine(
+            right.runner, scheduler, right.drafting, right._controller, right._vocab, clock, right.grammars
+        )
 
         def timed(step: Step, *more: Any) -> Any:
             bench.now += 0.002

@@ -63,7 +63,10 @@ def test_check_knows_the_start_configuration(
     """A drafter is declared by --drafter or --config; without either it is unknown."""
     folder = str(write_set("routes: [{name: a, speculate: {drafters: mine}}]\n"))
     assert main(["policy", "check", folder]) == 1
-    assert '"mine" is no declared drafter; declared: prediction, suffix, ngram, draft_model' in capsys.readouterr().out
+    assert (
+        '"mine" is no declared drafter; declared: grammar, prediction, suffix, ngram, draft_model'
+        in capsys.readouterr().out
+    )
     assert main(["policy", "check", folder, "--drafter", "mine=ngram"]) == 0
     config = tmp_path / "specproxy.yaml"
     config.write_text("drafters: {mine: {type: ngram}}\n")
