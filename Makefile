@@ -25,8 +25,12 @@ serve: $(RUN_STAMP) ## the proxy on http://127.0.0.1:8000/v1 with the bundled mo
 	@exec $(BIN)/specproxy serve --policies policies $(ARGS)
 
 .PHONY: test
-test: $(DEV_STAMP) ## every test but those marked soak, gpu, identity_full and ray; nothing may be fetched
+test: $(DEV_STAMP) ## every test but those marked slow, soak, gpu, identity_full and ray; nothing may be fetched
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+.PHONY: slow
+slow: $(DEV_STAMP) ## the longest tests: whole commands, busy servers, the self-test's reach
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 .PHONY: check
 check: $(DEV_STAMP) ## format, lint, strict types; all three run, whatever the first one says

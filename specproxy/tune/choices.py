@@ -22,7 +22,7 @@ TREES = ((2, 4), (2, 8), (3, 4), (3, 8))
 LEAST_NODES = 16
 """Nodes of a chain's tree: the policy language's default."""
 
-NOT_TRIED = frozenset({"replay", "prediction"})
+NOT_TRIED = frozenset({"replay", "prediction", "grammar"})
 """Drafters that know the answer, or need the client to: their speed says nothing about others."""
 
 

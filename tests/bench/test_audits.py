@@ -126,6 +126,7 @@ def test_each_pass_has_seeds_of_its_own() -> None:
     assert first.body["temperature"] == 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_measures_costs_and_finds_faults(
     run_bench: Callable[..., tuple[int, dict[str, Any], str]],

@@ -79,6 +79,7 @@ def test_peers_are_batch_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one prompt at a time" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_own_servers_and_peers(run_bench: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     """It starts a bitwise and a numeric server, reaches drafters on a route that is off, and runs transformers."""
@@ -97,6 +98,7 @@ def test_own_servers_and_peers(run_bench: Callable[..., tuple[int, dict[str, Any
     assert "numeric server" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_grown_target_is_measured_with_all_that_drafts_for_it(
     run_bench: Callable[..., tuple[int, dict[str, Any], str]],
@@ -120,6 +122,7 @@ def test_openvino_does_not_run_grown_targets(capsys: pytest.CaptureFixture[str])
     assert "--scale grows our own target" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_overhead(run_bench: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     """The engine's loop alone answers the same prompts as the server does, one at a time and several."""

@@ -64,6 +64,7 @@ def test_what_has_no_layer_loop_is_refused() -> None:
         load_target(ModelConfig(tensor_parallel=2))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_measures_steps_and_parts(run_bench: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     """A grown target is measured beside random weights; every part of its step has bytes, a time and a share. Of its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from tests.deploy.conftest import POLICY, ROOT, SIDECAR, Prometheus, needs
 from tests.deploy.dockerfile import chain, last, read_stages
 from tests.deploy.queries import SCRAPED, Query, alert_queries, alerts, panel_queries
 
-pytestmark = [needs("prometheus"), pytest.mark.timeout(400)]
+pytestmark = [needs("prometheus"), pytest.mark.slow, pytest.mark.timeout(400)]
 KEY = "the-operators-own-key"
 WAIT_S = 90.0
 QUERIES = [*panel_queries(), *alert_queries()]
@@ -178,7 +179,9 @@ def test_panels_show_what_happened(site: Site) -> None:
     def value(title: str) -> list[float]:
         return [float(series["value"][1]) for series in site.prometheus.query(by_title[title].filled)]
 
-    assert all(0 < share <= 1 for share in value("Acceptance by depth"))
+    shares = [share for share in value("Acceptance by depth") if not math.isnan(share)]  # NaN: not drafted meanwhile
+    assert shares
+    assert all(0 <= share <= 1 for share in shares)
     assert value("Restarts") == [1.0]
     assert value("Kill switches") == [1.0]
     assert value("Hard mismatches") == [0.0]

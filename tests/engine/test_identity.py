@@ -73,6 +73,7 @@ def test_identity_of_a_head_that_guesses_nothing(
     assert identity.counts["eagle"].drafted > 0
 
 
+@pytest.mark.slow
 def test_identity_in_float32(assemble_engine: Callable[..., Driver], mini: list[dict[str, Any]]) -> None:
     """float32 reaches a bitwise rung too, and keeps identity at it."""
     identity = Identity(assemble_engine(dtype="float32"), max_tokens=24)

@@ -130,6 +130,7 @@ def test_packed_weights_count_as_they_are_held(plain: Path, tmp_path: Path) -> N
     assert held_bytes(whole) - held_bytes(packed) == numbers * 4 - numbers // 2 - scales
 
 
+@pytest.mark.slow
 def test_speculation_changes_no_answer_of_a_quantised_model(
     assemble_engine: Callable[..., Driver], plain: Path, tmp_path: Path, mini: list[dict[str, Any]]
 ) -> None:

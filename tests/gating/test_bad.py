@@ -51,6 +51,7 @@ def ask_until(gated: Gated, reached: Callable[[], bool], **fields: Any) -> None:
     raise AssertionError(f"{gated.phases()} after 50 requests: {gated.candidates()}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_flipped_tokens_are_found_by_shadow_pairs_and_by_audits(gated: Gated, eventually: Callable[..., None]) -> None:
     """One accepted token in 500 is enough. In shadow the candidate is rejected; where a person forced it to serve, an
@@ -82,6 +83,7 @@ def test_flipped_tokens_are_found_by_shadow_pairs_and_by_audits(gated: Gated, ev
     assert gated.verify() == len(gated.log())
 
 
+@pytest.mark.slow
 def test_a_drafter_that_crashes_the_engine_never_meets_a_user(
     gated: Gated, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_drafter_that_crashes_the_engine_never_meets_a_user(
     assert gated.server.metric("specproxy_engine_starts_total") == 2
 
 
+@pytest.mark.slow
 def test_a_drafter_that_slows_the_route_never_meets_a_user(
     gated: Gated, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
@@ -121,6 +124,7 @@ def test_a_drafter_that_slows_the_route_never_meets_a_user(
     assert gated.server.metric("specproxy_shadow_pairs_total", tokens="different") == 0
 
 
+@pytest.mark.slow
 def test_a_match_that_takes_another_routes_traffic_is_judged_as_a_change_of_both(
     gated: Gated, eventually: Callable[..., None]
 ) -> None:

@@ -21,6 +21,7 @@ BUSY = WIDE_MARGINS.replace("shadow: {fraction: 1.0, budget: 1.0}", "shadow: {fr
 SHADOW = GateState(route="r", revision="a" * 64, phase="shadow", created=0.0, entered=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_candidate_leaves_shadow_while_users_always_wait(gated: Gated, eventually: Callable[..., None]) -> None:
     """Streams of two lengths, each followed by the next at once. Pairs are computed and compared beside them, hardly

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import httpx
 import msgspec
+import pytest
 
 from tests.gating.conftest import NGRAM, Gated
 
@@ -33,6 +34,7 @@ def read(gated: Gated, *, kill_after: int | None = None) -> tuple[str, dict[str,
     return text, made
 
 
+@pytest.mark.slow
 def test_a_kill_is_felt_by_a_running_stream_and_outlives_the_server(
     gated: Gated, eventually: Callable[..., None]
 ) -> None:

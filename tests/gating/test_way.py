@@ -26,6 +26,7 @@ PORTION, MOST = 20, 100
 """Requests asked at a time, and how often at most."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_edit_becomes_active_by_evidence_alone(gated: Gated, eventually: Callable[..., None]) -> None:
     """Through shadow and canary, each move in the log with what was known; streams that run across the switch end well,
