@@ -287,6 +287,7 @@ def test_the_command_line(served: Served) -> None:
     assert "wide" not in served.drafters()
 
 
+@pytest.mark.slow
 def test_the_next_server_has_what_was_loaded(tmp_path: Path, start_server: Callable[..., RunningServer]) -> None:
     """Policies that name it hold from the start. Where its files are gone, the server starts all the same, drafts
     without it, says what is missing, and lets it go."""

@@ -59,6 +59,7 @@ def test_routes_are_not_for_the_engine_alone() -> None:
         choose(["policy"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_measures_throughput(run_bench: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     """Plain and drafted, one and two at a time: the same answers, and a ratio with its blocks."""

@@ -158,6 +158,7 @@ def test_what_has_no_logits_cannot_be_compared() -> None:
         choose(drafters, ["ngram"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_compares_both_ways(run_bench: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     """Both temperatures are heard and measured; coupled, greedy and plain answers are the same."""

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 import openai
+import pytest
 
 Body = Callable[..., dict[str, Any]]
 
@@ -57,6 +58,7 @@ def test_requests_that_come_while_the_engine_restarts_wait_for_it(
     assert "signal SIGKILL" in {line["reason"] for line in server.events("engine died")}
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_is_replaced_and_its_stream_goes_on(
     start_server: Callable[..., Any], chat_body: Body
 ) -> None:
