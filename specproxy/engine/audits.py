@@ -62,7 +62,7 @@ class _Shares:
 @dataclass
 class Audits:
     """All audits of an engine. ``why_not``: where it can run none, why. ``tolerance``: measured by ``measure`` before
-    the first audit, where it is not known; only while no user waits, as it runs the engine's own steps."""
+    the first audit, piece by piece as audits run, where it is not known."""
 
     target: AuditTarget
     runner: Runner
@@ -145,9 +145,8 @@ class Audits:
         return max(self._routes[waiting.bundle.route].idle.due_in, self._together.idle.due_in)
 
     def _busy_due_in(self, waiting: _Waiting, now: float) -> float:
-        """The same while users wait."""
-        if self.tolerance is None:
-            return math.inf
+        """The same while users wait, who may always do so: also for the measurement that comes before the first
+        audit."""
         shares = max(self._routes[waiting.bundle.route].busy.due_in, self._together.busy.due_in)
         return max(waiting.since + self.patience - now, shares)
 

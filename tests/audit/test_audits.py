@@ -191,8 +191,12 @@ def test_an_audit_that_fails_ends_alone(engine: Auditing, bundle: AuditBundle, m
     assert second.verdict in ("identical", "explained")
 
 
-def test_the_tolerance_comes_first_and_only_while_nobody_waits(engine: Auditing, bundle: AuditBundle) -> None:
-    """Before the first audit the tolerance is measured, a piece a step, and not while users run."""
+@pytest.mark.parametrize("busy_share", [0.0, 1.0])
+def test_the_tolerance_comes_first_within_the_same_shares(
+    engine: Auditing, bundle: AuditBundle, busy_share: float
+) -> None:
+    """Before the first audit the tolerance is measured, a piece a step: while users run as far as audits may, so that a
+    server that is never idle has audits too."""
 
     def measure() -> Generator[None, None, Tolerance]:
         yield
@@ -201,15 +205,15 @@ def test_the_tolerance_comes_first_and_only_while_nobody_waits(engine: Auditing,
 
     clock = Clock()
     audits = on_clock(engine, clock, tolerance=None, measure=measure)
-    audits.add(Audit(bundle, busy_share=1.0))
-    run(audits, 10, True)
+    audits.add(Audit(bundle, busy_share=busy_share))
+    run(audits, 2, True)
     assert audits.tolerance is None
+    run(audits, 1, True)
+    assert (audits.tolerance == TOLERANCE) == (busy_share > 0.0)
     clock.now += QUIET_S
-    run(audits, 2, False)
-    assert audits.tolerance is None
-    run(audits, 1, False)
+    run(audits, 3, False)
     assert audits.tolerance == TOLERANCE
-    assert run(audits, 30, True)[0].tolerance == TOLERANCE
+    assert run(audits, 30, False)[0].tolerance == TOLERANCE
 
 
 def test_an_engine_that_cannot_audit_says_why(engine: Auditing, bundle: AuditBundle) -> None:
