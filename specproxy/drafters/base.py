@@ -28,10 +28,10 @@ class Needs:
 
     ``place``: where drafting runs. ``hidden``: the target's states that are captured (``StepModel.forward``), in the
     order in which they are concatenated. ``own_kv``: the drafter keeps KV in the page pool. ``window``: tokens of
-    context it can see (``None``: any). ``max_k``: levels of a draft at most; a chain has a node a level. ``branches``:
-    it can draft trees. ``lanes``: it is a LaneDrafter (``lanes.py``), whose chains can be drafted in a round.
-    ``prior``: for each confidence bucket that the drafter reports, the share of drafts it expects to see accepted
-    before anything was measured, 0 to 1.
+    context it can see (``None``: any). ``max_k``: levels of a draft at most; a chain has a node a level.
+    ``branches``: it can draft trees. ``extends``: it is an Extender. ``lanes``: it is a LaneDrafter (``lanes.py``),
+    whose chains can be drafted in a round. ``prior``: for each confidence bucket that the drafter reports, the share
+    of drafts it expects to see accepted before anything was measured, 0 to 1.
     """
 
     place: Literal["host", "device"] = "host"
@@ -40,6 +40,7 @@ class Needs:
     window: int | None = None
     max_k: int = MAX_TREE_NODES
     branches: bool = False
+    extends: bool = False
     lanes: bool = False
     prior: tuple[float, ...] = (0.7,)
 
@@ -165,4 +166,12 @@ class Drafter(Protocol):
 
     def memory(self) -> Memory:
         """What it holds now beside the target."""
+        ...
+
+
+class Extender(Protocol):
+    """A drafter that can go on behind a draft of another one, for nothing."""
+
+    def extend(self, row: DraftRow, path: Sequence[int], limit: int) -> list[int]:
+        """At most ``limit`` tokens behind the drafted ``path``."""
         ...

@@ -1,13 +1,16 @@
 """Forced tokens as drafts: where a grammar leaves one continuation (a key of an object, a closing brace, the end of the
-answer), that continuation is known before any model was asked, and costs nothing to draft.
+answer), that continuation is known before any model was asked, and costs nothing to draft. Such runs are short; behind
+the chains of other drafters they make those longer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec import Struct
 
-from specproxy.drafters.base import DraftBatch, DraftContext, Memory, Needs
+from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow, Memory, Needs
 from specproxy.drafters.registry import Host, Options, fingerprint, read_options
 from specproxy.vocabulary import MAX_TREE_NODES
 
@@ -31,7 +34,7 @@ class GrammarDrafter:
     def __init__(self, name: str, options: GrammarOptions) -> None:
         self.name = name
         self.fingerprint = fingerprint("grammar", msgspec.structs.asdict(options))
-        self.needs = Needs(max_k=options.max_k, prior=_PRIOR)
+        self.needs = Needs(max_k=options.max_k, extends=True, prior=_PRIOR)
 
     def prefill(self, ctx: DraftContext) -> None:
         """Nothing to do: the row's sampler follows the grammar."""
@@ -40,6 +43,10 @@ class GrammarDrafter:
         """The forced tokens."""
         for r, row in enumerate(ctx.rows):
             out.put_chain(r, row.sampler.forced(min(row.k, self.needs.max_k)))
+
+    def extend(self, row: DraftRow, path: Sequence[int], limit: int) -> list[int]:
+        """See Extender: what is forced behind another drafter's chain, or in place of what was cut from it."""
+        return row.sampler.forced(min(limit, self.needs.max_k), path)
 
     def commit(self, ctx: DraftContext) -> None:
         """Nothing to learn."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
-from typing import Protocol
+from dataclasses import replace
+from typing import Protocol, cast
 
-from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, Drafter, DraftRow
+from specproxy.drafters.base import ROOT, DraftBatch, DraftContext, Drafter, DraftRow, Extender
 from specproxy.engine.controller import Candidate, Choice, Controller, Request
 from specproxy.engine.costs import CostTable
 from specproxy.engine.drafts import NO_DRAFT, Draft, Guess, Plan
@@ -104,12 +105,15 @@ class Drafting:
                 self._controller.observe_guess(sequence.group, name, guess.bucket, guess.tokens, output)
         if choice is None or choice.drafter is None:
             return
-        levels = draft.levels
+        levels, whole = draft.levels, len(path)
+        path = [node for node in path if node < draft.own]
         row = sequence.row(choice.drafter)
         if row.width > 1:
-            nodes = len(draft.tokens)
-            self._controller.observe_tree(sequence.group, choice.drafter, choice.bucket, nodes, levels)
-        sequence.count(choice.drafter, len(draft.tokens), levels, len(path))
+            self._controller.observe_tree(sequence.group, choice.drafter, choice.bucket, draft.own, levels)
+        if draft.own or not draft.added:
+            sequence.count(choice.drafter, draft.own, levels, len(path))
+        if draft.added:
+            sequence.count(draft.extender, draft.added, draft.added, whole - len(path))
         row.path = path if draft.kept is None else [draft.kept[node] for node in path]
         if choice.drafter not in draft.said:
             # A draft that its drafter cut for lack of confidence counts as having failed at the cut: the estimate is
@@ -240,13 +244,30 @@ class Drafting:
         self, s: Sequence, tokens: list[int], parents: list[int], choice: Choice, said: dict[str, Guess]
     ) -> Draft:
         """A tree where trees are proven or the route allows numeric, else its preferred chain; of either what a grammar
-        allows."""
+        allows, and behind a chain what it forces."""
         kept = list(range(len(tokens))) if is_chain(parents) or self._may_branch(s) else first_chain(parents)
         kept = legal_nodes(s.sampler, tokens, parents, kept)
         if len(kept) == len(tokens):
-            return Draft(tokens, parents, choice, said)
+            return self._extended(s, Draft(tokens, parents, choice, said))
         places = {node: at for at, node in enumerate(kept)} | {ROOT: ROOT}
-        return Draft([tokens[i] for i in kept], [places[parents[i]] for i in kept], choice, said, kept)
+        draft = Draft([tokens[i] for i in kept], [places[parents[i]] for i in kept], choice, said, kept)
+        return self._extended(s, draft)
+
+    def _extended(self, s: Sequence, draft: Draft) -> Draft:
+        """A chain with what a drafter of the sequence's can put behind it, as far as there is room."""
+        choice, decision = draft.choice, s.decision
+        if not s.sampler.constrained or choice is None or not is_chain(draft.parents):
+            return draft
+        for name in decision.drafters:
+            if name == choice.drafter or name not in self.drafters or not self.drafters[name].needs.extends:
+                continue
+            row, most = s.row(name), len(draft.tokens)
+            limit = row.room if decision.k_max is None else min(row.room, decision.k_max)
+            added = cast(Extender, self.drafters[name]).extend(row, draft.tokens, limit - most)
+            if added:
+                parents = list(range(-1, most + len(added) - 1))
+                return replace(draft, tokens=[*draft.tokens, *added], parents=parents, added=len(added), extender=name)
+        return draft
 
 
 def legal_nodes(sampler: Sampler, tokens: Rows[int], parents: Rows[int], nodes: Rows[int]) -> list[int]:

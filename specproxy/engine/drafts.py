@@ -24,19 +24,27 @@ class Guess:
 @dataclass
 class Draft:
     """A row's draft tree. ``choice`` is ``None`` where nothing was drafted; ``said``: what host drafters guessed;
-    ``kept``: the drafter's nodes that these are, where some were left out."""
+    ``kept``: the drafter's nodes that these are, where some were left out; ``added``: how many nodes at its end are
+    those of ``extender`` instead."""
 
     tokens: list[int]
     parents: list[int]
     choice: Choice | None = None
     said: dict[str, Guess] = field(default_factory=dict)
     kept: list[int] | None = None
+    added: int = 0
+    extender: str = ""
+
+    @property
+    def own(self) -> int:
+        """Nodes of the chosen drafter's."""
+        return len(self.tokens) - self.added
 
     @property
     def levels(self) -> int:
-        """Depth of the deepest node."""
+        """Depth of the deepest of them."""
         depths = [0]
-        for parent in self.parents:
+        for parent in self.parents[: self.own]:
             depths.append(depths[parent + 1] + 1)
         return max(depths)
 

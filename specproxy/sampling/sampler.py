@@ -130,9 +130,10 @@ class Sampler:
         """Whether the grammar has ``token`` behind ``path``: a draft ends before one that it has not."""
         return self._grammar is None or self._grammar.allows(path, token)
 
-    def forced(self, limit: int) -> list[int]:
-        """Tokens that the grammar leaves no choice about, in the usual spelling: a good guess, no certainty."""
-        return [] if self._grammar is None else self._grammar.forced(limit)
+    def forced(self, limit: int, path: Sequence[int] = ()) -> list[int]:
+        """Tokens behind the drafted ``path`` that the grammar leaves no choice about, in the usual spelling: a good
+        guess, no certainty."""
+        return [] if self._grammar is None else self._grammar.forced(limit, path)
 
     @property
     def fault(self) -> str:

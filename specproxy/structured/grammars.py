@@ -83,13 +83,14 @@ class Matcher:
         mask = self.allowed(path)
         return mask is not None and 0 <= token < self._vocab_size and bool(mask[token >> 3] >> (token & 7) & 1)
 
-    def forced(self, limit: int) -> list[int]:
-        """What comes next whatever the model says, as its tokenizer would write it: at most ``limit`` tokens. The
-        model may still write the same text in other tokens."""
-        if self._beyond or self._go(()) != 0 or limit < 1:
+    def forced(self, limit: int, path: Sequence[int] = ()) -> list[int]:
+        """What comes behind ``path`` whatever the model says, as its tokenizer would write it: at most ``limit``
+        tokens. The model may still write the same text in other tokens."""
+        if self._beyond or limit < 1 or self._go(path) != len(path):
             return []
         tokens = list(self._inner.compute_ff_tokens())[:limit]
-        if len(tokens) < limit and self._go(tokens) == len(tokens) and self._inner.is_stopped():
+        whole = [*path, *tokens]
+        if len(tokens) < limit and self._go(whole) == len(whole) and self._inner.is_stopped():
             tokens += self._eos[:1]
         return [] if self._failed() else tokens
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from msgspec.structs import replace
 from specproxy.bundle import AuditBundle
 from specproxy.config.schema import DrafterConfig
 from specproxy.engine.auditing import make_audits
-from specproxy.engine.drafting import legal_nodes
+from specproxy.engine.drafting import Drafting, legal_nodes
+from specproxy.engine.drafts import Draft
 from specproxy.engine.round_shapes import _plain
+from specproxy.engine.sequence import Sequence
 from specproxy.structured.schemas import ANY_OBJECT, AnswerSchema, compile_schema
 from specproxy.text.template import ChatTemplate
 from specproxy.text.tokenizer import Tokenizer
@@ -132,6 +135,41 @@ def test_forced_tokens_are_counted_and_right(driver: Driver, prompt: list[int]) 
     assert counts.drafted >= 8
     assert counts.accepted >= 0.8 * counts.drafted
     assert answer.stats.steps < len(answer.tokens)
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "eagle3"])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_what_is_forced_goes_on_behind_other_drafts(
+    driver: Driver,
+    prompt: list[int],
+    plain: dict[tuple[str, float], Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    drafter: str,
+    temperature: float,
+) -> None:
+    """Behind a chain, or where it was cut, come the tokens that the grammar forces. Nothing changes, each drafter is
+    booked with its own."""
+    drafts: list[Draft] = []
+    accepted: list[int] = []
+    right = Drafting.settle
+
+    def noted(self: Drafting, s: Sequence, draft: Draft, path: Rows[int], output: Rows[int]) -> None:
+        drafts.append(draft)
+        accepted.append(len(path))
+        right(self, s, draft, path, output)
+
+    monkeypatch.setattr(Drafting, "settle", noted)
+    chosen = Decision("both", "r", drafters=(drafter, "grammar"), k_min=1, k_max=8)
+    answer = driver.run([driver.submission(prompt, chosen, params=params_of("event", temperature))])[0]
+    assert answer.visible() == plain["event", temperature].visible()
+    longer = [draft for draft in drafts if draft.added]
+    assert longer
+    assert {draft.extender for draft in longer} == {"grammar"}
+    assert all(len(draft.tokens) <= 8 for draft in drafts)
+    counts = {one.drafter: one for one in answer.stats.drafts}
+    assert counts["grammar"].drafted >= sum(draft.added for draft in longer)
+    assert sum(one.drafted for one in counts.values()) == sum(len(draft.tokens) for draft in drafts)
+    assert sum(one.accepted for one in counts.values()) == sum(accepted)
 
 
 @pytest.mark.parametrize("drafter", ["ngram", "eagle3"])
