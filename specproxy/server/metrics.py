@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from specproxy.server.upstream_metrics import UpstreamMetrics
@@ -24,23 +26,30 @@ _WHOLE_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 20.0,
 _RATE = (5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 750.0, 1000.0, 2000.0, 5000.0)
 
 
+class _Makers(NamedTuple):
+    """Makes instruments of a registry, with our prefix."""
+
+    registry: CollectorRegistry
+
+    def counter(self, name: str, help_text: str, labels: tuple[str, ...] = WHERE) -> Counter:
+        return Counter(f"specproxy_{name}", help_text, labels, registry=self.registry)
+
+    def gauge(self, name: str, help_text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"specproxy_{name}", help_text, labels, registry=self.registry)
+
+    def histogram(
+        self, name: str, help_text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = WHERE
+    ) -> Histogram:
+        return Histogram(f"specproxy_{name}", help_text, labels, buckets=buckets, registry=self.registry)
+
+
 class Metrics:
     """The instruments, and how a request's record and the engine's frames are booked on them."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-
-        def counter(name: str, help_text: str, labels: tuple[str, ...] = WHERE) -> Counter:
-            return Counter(f"specproxy_{name}", help_text, labels, registry=registry)
-
-        def gauge(name: str, help_text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"specproxy_{name}", help_text, labels, registry=registry)
-
-        def histogram(
-            name: str, help_text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = WHERE
-        ) -> Histogram:
-            return Histogram(f"specproxy_{name}", help_text, labels, buckets=buckets, registry=registry)
-
+        make = _Makers(registry)
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
         self.requests = counter("requests", "Requests answered, by HTTP status.", (*WHERE, "status"))
         self.endings = counter("endings", "Answers ended, by finish reason.", (*WHERE, "finish_reason"))
         self.structured = counter("structured_answers", "Answers to a schema, by verdict.", ("route", "verdict"))
@@ -85,6 +94,7 @@ class Metrics:
         self.cost = histogram("device_seconds", "Time in the engine of an answer, by those sharing it.", _WHOLE_S)
         self.phase = gauge("gate_phase", "1 for the phase of what serves and of what is on its way.", _REVISION)
         self.share = gauge("gate_share", "Share of conversations that a revision serves.", ("route", "policy"))
+        self.gate_moves = counter("gate_moves", "Moves of revisions, by where to and who.", ("route", "to", "by"))
         self.killed = gauge("speculation_killed", "1 where a kill switch is on.", ("route", "drafter"))
         self.speedup = gauge("speedup_ratio", "Speed now over that of the plain hold-out.", ("route",))
         self.upstreams = UpstreamMetrics(registry)

@@ -33,6 +33,10 @@ async def test_its_streams_go_on_plainly_and_it_is_rolled_back(gate: Gate) -> No
     await gate.tick()
     states = await gate.book.ledger.call(lambda store: store.states())
     assert [state.phase for state in states] == ["active", "rolled_back"]
+    moved = {"route": "default", "to": "rolled_back"}
+    count = gate.metrics.registry.get_sample_value
+    assert count("specproxy_gate_moves_total", moved | {"by": "gate"}) == 1
+    assert count("specproxy_gate_moves_total", moved | {"by": "person"}) is None
     assert all(gate.decide(facts(f"user {number}")).decision.arm == "active" for number in range(50))
 
 

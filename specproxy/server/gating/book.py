@@ -98,7 +98,8 @@ class Change:
 
 class Book:
     """The gate's memory. ``disk``: the valid set that was read last; ``serving``: what decides. ``on_serving`` hears of
-    every set that comes into force."""
+    every set that comes into force, ``on_move`` of every move that is
+    written, and who made it."""
 
     def __init__(self, policies: PolicySet, clock: Callable[[], float]) -> None:
         self.ledger = Ledger()
@@ -112,6 +113,7 @@ class Book:
         self.log_size = 0
         self.drifted: dict[str, tuple[str, ...]] = {}
         self.on_serving: Callable[[PolicySet], None] = lambda _: None
+        self.on_move: Callable[[Move, str], None] = lambda found, actor: None
         self._announced = ""
         self._listeners: set[asyncio.Event] = set()
 
@@ -138,6 +140,7 @@ class Book:
         stored = await self.ledger.call(lambda store: store.commit(transitions, kills))
         for (tracked, move), state in zip(moves, stored, strict=True):
             tracked.state, tracked.reason = state, move.reason
+            self.on_move(move, actor)
         self.log_size += len(moves)
         self.changed()
 
@@ -146,6 +149,7 @@ class Book:
         transition = Transition(move, actor, self.clock(), evidence, rules)
         state = await self.ledger.call(lambda store: store.submit(content, transition))
         self.log_size += 1
+        self.on_move(move, actor)
         self.changed()
         return Tracked(content, state, evidence, rules, reason=move.reason)
 

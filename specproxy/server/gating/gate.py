@@ -13,6 +13,7 @@ import structlog
 
 from specproxy.bundle import AuditResult
 from specproxy.errors import ConfigError, PolicyError, StoreDamaged
+from specproxy.gate.states import Move
 from specproxy.policy.facts import Facts
 from specproxy.policy.override import stays_out_of_shadow
 from specproxy.policy.policy import PolicySet, Verdict
@@ -20,7 +21,7 @@ from specproxy.policy.watch import PolicyStore
 from specproxy.server.accounting import Account
 from specproxy.server.engine_backend import EngineBackend
 from specproxy.server.gating.audits import Audited, Audits
-from specproxy.server.gating.book import Book, mode_of
+from specproxy.server.gating.book import GATE, Book, mode_of
 from specproxy.server.gating.contents import content_of, route_of
 from specproxy.server.gating.decider import CANDIDATE, OVERRIDE, Decider
 from specproxy.server.gating.intake import WATCHER, Intake
@@ -59,6 +60,7 @@ class Gate:
         self.book = Book(policies.current, clock)
         self.decider = Decider(self.book)
         self.intake = Intake(self.book)
+        self.book.on_move = self._moved
         self.moves = Moves(self.book, self.intake)
         self.switches = Switches(self.book, backend)
         self.samples = Samples(self.book)
@@ -147,6 +149,9 @@ class Gate:
 
     def engine_stats(self, stats: Stats) -> None:
         """Nothing to do: the metrics book them."""
+
+    def _moved(self, found: Move, actor: str) -> None:
+        self.metrics.gate_moves.labels(found.after.route, found.after.phase, GATE if actor == GATE else "person").inc()
 
     def _start(self, work: Coroutine[None, None, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)
