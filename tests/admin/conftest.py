@@ -161,6 +161,16 @@ class Admin:
         async with self.http.request(method, f"{self.url}/admin/v1{path}", json=body, headers=sent) as response:
             return response.status, msgspec.json.decode(await response.read())
 
+    async def refuses(
+        self, method: str, path: str, body: Any, headers: dict[str, str], *, status: int, says: str
+    ) -> None:
+        """A call that is refused in OpenAI's form, with what was expected, and leaves nothing in the log."""
+        before = self.operator.entries()
+        got, answer = await self.ask(method, path, body, **headers)
+        assert (got, set(answer["error"])) == (status, {"message", "type", "param", "code"})
+        assert says in answer["error"]["message"]
+        assert self.operator.entries() == before
+
     def client(self) -> AdminClient:
         """The command line's client."""
         return AdminClient(self.url, KEY)

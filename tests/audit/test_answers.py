@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from specproxy.bundle import AuditBundle, Tolerance
-from tests.audit.conftest import Auditing
+from tests.support.auditing import Auditing
 from tests.support.engines import HOUSE_DRAFTERS
 
 SAMPLING: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from specproxy.audit.stock import CHUNK, StockPass
 from specproxy.bundle import AuditBundle, AuditResult, Tolerance
 from specproxy.engine.audits import PATIENCE_S, QUIET_S, Audits
 from specproxy.wire.frames import Audit
-from tests.audit.conftest import Auditing
+from tests.support.auditing import Auditing
 
 TOLERANCE = Tolerance(0.5, 0.4, 0.1, 1, 0, 1, 0, 1)
 

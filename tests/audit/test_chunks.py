@@ -18,8 +18,8 @@ from specproxy.engine.tolerance import (
     measure_at_once,
     measure_tolerance,
 )
-from tests.audit.conftest import Auditing
 from tests.audit.test_answers import MODELS
+from tests.support.auditing import Auditing
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

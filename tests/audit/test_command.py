@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from specproxy.bundle import AuditBundle, write_bundle
 from specproxy.cli.main import main
-from tests.audit.conftest import Auditing
+from tests.support.auditing import Auditing
 
 
 @pytest.fixture

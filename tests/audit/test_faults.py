@@ -18,7 +18,7 @@ from specproxy.kernels import paged
 from specproxy.kernels.walk import walk
 from specproxy.models.fused import FusedModel
 from specproxy.sampling.noise import Noise
-from tests.audit.conftest import Auditing
+from tests.support.auditing import Auditing
 
 Records = list[dict[str, Any]]
 

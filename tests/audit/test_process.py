@@ -18,7 +18,7 @@ from specproxy.engine.loop import Engine
 from specproxy.engine.process import Link, Process
 from specproxy.wire import frames
 from specproxy.wire.frames import Audit, Audited, FrameReader, Submit, ToEngine, Tokens, ToServer
-from tests.audit.conftest import Auditing
+from tests.support.auditing import Auditing
 
 
 def talk(auditing: Auditing, folder: Path, asked: list[ToEngine]) -> list[ToServer]:

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 
 from specproxy.config.schema import DrafterConfig
-from specproxy.engine import warmup
 from specproxy.engine.loop import Engine
 from specproxy.engine.scheduler import Scheduler
 from specproxy.engine.step import Step
 from specproxy.vocabulary import Decision, SamplingParams, Submission
-from tests.support.device_path import use_device_path
+from tests.support.device_path import device_driver
 from tests.support.driver import OFF, Driver
-from tests.support.engines import Engines
 
 FOREVER = SamplingParams(temperature=0.0, max_tokens=1200, ignore_eos=True)
 SHORT = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -212,15 +210,8 @@ def test_prompts_of_background_work_do_not_keep_answers_waiting(
 @pytest.fixture(scope="module")
 def device(cache_home: Path) -> Iterator[Driver]:
     """The house model on a GPU's path, with rounds."""
-    engines = Engines()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache_home))
-        use_device_path(patch)
-        for name, few in {"STEP_ROWS": (1, 8), "CHAIN_ROWS": (1, 2), "ROUND_LENGTHS": (1, 2), "REPEATS": 1}.items():
-            patch.setattr(warmup, name, few)  # what things cost decides nothing here
-        drafters = {"layer_skip": DrafterConfig(type="layer_skip")}
-        yield engines.build(drafters, dtype="float32", exactness="numeric")
-    engines.close()
+    with device_driver(cache_home, {"layer_skip": DrafterConfig(type="layer_skip")}) as found:
+        yield found
 
 
 def test_background_work_beside_rounds(device: Driver, mini: list[dict[str, Any]]) -> None:

@@ -12,16 +12,14 @@ from msgspec.structs import replace
 
 from specproxy.config.schema import DrafterConfig
 from specproxy.drafters.base import DraftBatch, DraftContext, DraftRow
-from specproxy.engine import warmup
 from specproxy.engine.drafting import Drafting
 from specproxy.engine.drafts import Draft, Guess
 from specproxy.engine.flight import Flight, Outcome
 from specproxy.engine.rounds import Rounds
 from specproxy.engine.sequence import Sequence as Running
 from specproxy.vocabulary import Decision, SamplingParams, Submission
-from tests.support.device_path import use_device_path
+from tests.support.device_path import device_driver
 from tests.support.driver import OFF, Answer, Driver
-from tests.support.engines import Engines
 from tests.support.identity import Identity, decision
 
 DRAFTERS = {
@@ -41,14 +39,8 @@ SAMPLING: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.8}, {"
 @pytest.fixture(scope="module")
 def driver(cache_home: Path) -> Iterator[Driver]:
     """The house model on the GPU's path, in float32, every width allowed."""
-    engines = Engines()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache_home))
-        use_device_path(patch)
-        for name, few in {"STEP_ROWS": (1, 8), "CHAIN_ROWS": (1, 2), "ROUND_LENGTHS": (1, 2), "REPEATS": 1}.items():
-            patch.setattr(warmup, name, few)  # what things cost decides nothing here
-        yield engines.build(DRAFTERS, dtype="float32", exactness="numeric")
-    engines.close()
+    with device_driver(cache_home, DRAFTERS) as found:
+        yield found
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from specproxy.bundle import AuditBundle
 from specproxy.config.schema import DrafterConfig
 from specproxy.engine.auditing import make_audits
 from specproxy.engine.drafting import Drafting, legal_nodes
@@ -19,8 +18,8 @@ from specproxy.engine.sequence import Sequence
 from specproxy.structured.schemas import ANY_OBJECT, AnswerSchema, compile_schema
 from specproxy.text.template import ChatTemplate
 from specproxy.text.tokenizer import Tokenizer
-from specproxy.vocabulary import Decision, SamplingParams, Submission
-from specproxy.wire.frames import Audit
+from specproxy.vocabulary import Decision, SamplingParams
+from tests.support.auditing import Auditing
 from tests.support.driver import OFF, Answer, Driver
 from tests.support.prompts import HOUSE
 
@@ -223,32 +222,11 @@ def test_a_broken_grammar_is_the_request_s_fault(driver: Driver, prompt: list[in
 
 def test_audits_follow_the_grammar(driver: Driver, prompt: list[int], plain: dict[tuple[str, float], Answer]) -> None:
     """Honest answers are recognised; one with an illegal token is not this model's."""
-    audits = make_audits(driver.assembled)
-    bundles = [_bundle(driver, driver.submission(prompt, params=params_of(*one)), plain[one]) for one in plain]
+    auditing = Auditing(driver, make_audits(driver.assembled))
+    bundles = [
+        auditing.bundle(driver.submission(prompt, params=params_of(*one)), answer) for one, answer in plain.items()
+    ]
     forged = replace(bundles[0], output=[700, *bundles[0].output[1:]])
-
-    for bundle in [*bundles, forged]:
-        audits.add(Audit(bundle))
-    found: list[str] = []
-    while len(found) < len(bundles) + 1:
-        found += [result.verdict for result in audits.step(busy=False)]
+    found = [result.verdict for result in auditing.audit(*bundles, forged)]
     assert set(found[:-1]) <= {"identical", "explained"}
     assert found[-1] == "hard"
-
-
-def _bundle(driver: Driver, submission: Submission, answer: Answer) -> AuditBundle:
-    known = driver.assembled
-    return AuditBundle(
-        submission.id,
-        known.model.fingerprint,
-        known.numerics,
-        submission.prompt,
-        answer.tokens,
-        answer.finish or "abort",  # type: ignore[arg-type]
-        submission.params,
-        submission.seed,
-        submission.choice,
-        "r",
-        "off",
-        stop_token=answer.tokens[-1] if answer.finish == "stop" else None,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,6 @@ from specproxy.gate.states import GateState, Move
 from specproxy.gate.store import GateStore, Transition
 from tests.gate.builders import NOW
 from tests.gate.writer import hand_in
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the store of the test is."""
-    return tmp_path / "gate.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SqliteStore]:
-    """An empty store."""
-    opened = SqliteStore(path)
-    yield opened
-    opened.close()
 
 
 def new(store: SqliteStore) -> GateState:

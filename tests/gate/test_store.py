@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,20 +22,6 @@ from tests.gate.builders import NOW, observed, rules
 
 RULES = rules()
 SETTINGS = Settings(gate=Gate(mode="auto", min_samples=77))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the store of the test is."""
-    return tmp_path / "gate.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SqliteStore]:
-    """An empty store."""
-    opened = SqliteStore(path)
-    yield opened
-    opened.close()
 
 
 def content(letter: str, route: str = "default", position: int = 0) -> Revision:
