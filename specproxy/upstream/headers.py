@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import re
 import time
@@ -63,13 +64,11 @@ def response_headers(given: CIMultiDictProxy[str]) -> tuple[tuple[str, str], ...
 
 def retry_after_s(given: CIMultiDictProxy[str]) -> float | None:
     """When to come back, seconds: ``retry-after-ms``, else ``retry-after`` as seconds or as a date."""
-    try:
+    with contextlib.suppress(ValueError):  # then it is a date
         if "retry-after-ms" in given:
             return max(0.0, float(given["retry-after-ms"]) / 1000)
         if "retry-after" in given:
             return max(0.0, float(given["retry-after"]))
-    except ValueError:
-        pass
     parsed = email.utils.parsedate_tz(given.get("retry-after", ""))
     return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
 
