@@ -196,7 +196,8 @@ class QueueFull(RequestError):
 
 
 class KeyLimited(RequestError):
-    """This API key has used up its share of the minute, or has too many requests at once. ``limited``: OpenAI's name of what there is too much of."""
+    """This API key has used up its share of the minute, or has too many requests at once. ``limited``: OpenAI's name of
+    what there is too much of."""
 
     status = 429
     code = "rate_limit_exceeded"
